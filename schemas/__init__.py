@@ -1,0 +1,40 @@
+"""The record of format 1, its parts, its validation, and the error tree. Imports nothing of ours."""
+
+from schemas.errors import RecordError, Reject, RequestError, ShardError, ShardweaveError, SourceError
+from schemas.record import (
+    Choice,
+    Expression,
+    Image,
+    Map,
+    Mask,
+    Part,
+    Record,
+    Region,
+    Relation,
+    Segment,
+    Span,
+    Turn,
+)
+from schemas.validate import validate
+
+__all__ = [
+    "Choice",
+    "Expression",
+    "Image",
+    "Map",
+    "Mask",
+    "Part",
+    "Record",
+    "RecordError",
+    "Region",
+    "Reject",
+    "Relation",
+    "RequestError",
+    "Segment",
+    "ShardError",
+    "ShardweaveError",
+    "SourceError",
+    "Span",
+    "Turn",
+    "validate",
+]
