@@ -1,0 +1,224 @@
+"""Check: is a data set whole, and are its bytes the ones that were written?
+
+Every file against the manifest: presence, size, sha256, the sums that must add up. Deep: every record's CRC-32, member headers, every payload's
+hash, the schema, and every picture decoded and its size compared. What is found is a list of problems, never an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import xxhash
+
+from schemas import Record, RecordError, Reject, ShardError, validate
+from schemas.picture import measure
+from shards import manifest, rejects, ustar
+from shards.finish import CARD
+from shards.manifest import Manifest, ShardInfo
+from shards.reader import Sample, Shard, local
+from shards.run import RUN
+
+
+class Problem(NamedTuple):
+    """Something that is not as the manifest or format 1 says."""
+
+    shard: str  # file name
+    key: str | None
+    what: str
+    expected: str
+    found: str
+
+
+class Report(NamedTuple):
+    """What a check saw. records and images are those that the shards' indexes really hold."""
+
+    ok: bool
+    records: int
+    images: int
+    problems: list[Problem]
+
+
+def check(place: str | Path, *, deep: bool = False, workers: int = 2, progress: Callable[[int], None] | None = None) -> Report:
+    """Verify a finished data set; `progress` is told the bytes of every shard that is done.
+
+    Raises RequestError where there is no finished data set to verify.
+    """
+    folder = local(place)
+    data = manifest.read_bytes(folder)
+    problems = list(_manifest_hash(data))
+    try:
+        found = manifest.decode(data)
+    except ShardError as error:
+        return Report(False, 0, 0, [*problems, _problem(error)])
+    problems += [*_sums(found), *_strangers(folder, found), *_ledger(folder, found)]
+    records = images = 0
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for info, (more, seen_records, seen_images) in zip(
+            found.shards, pool.map(lambda info: _shard(folder, info, deep), found.shards), strict=True
+        ):
+            problems += more
+            records, images = records + seen_records, images + seen_images
+            if progress:
+                progress(info.bytes)
+    return Report(not problems, records, images, problems)
+
+
+def _problem(error: ShardError) -> Problem:
+    return Problem(error.shard, error.key, error.what, str(error.expected), str(error.found))
+
+
+def _differs(shard: str, key: str | None, what: str, expected: Any, found: Any) -> Iterator[Problem]:
+    if expected != found:
+        yield Problem(shard, key, what, str(expected), str(found))
+
+
+def _manifest_hash(data: bytes) -> Iterator[Problem]:
+    stated, found = manifest.own_hash(data)
+    yield from _differs(manifest.MANIFEST, None, "manifest altered", f"sha256 {stated}", f"sha256 {found}")
+
+
+def _sums(found: Manifest) -> Iterator[Problem]:
+    """read = written + rejected, and every total is the sum of its parts."""
+    totals, where = found.totals, manifest.MANIFEST
+    written, rejected = totals.get("written", -1), totals.get("rejected", -1)
+    yield from _differs(where, None, "read = written + rejected", totals.get("read"), written + rejected)
+    yield from _differs(where, None, "records of all shards", written, sum(shard.records for shard in found.shards))
+    yield from _differs(where, None, "images of all shards", totals.get("images"), sum(shard.images for shard in found.shards))
+    yield from _differs(where, None, "rejected by reason", rejected, sum(found.rejected.values()))
+    yield from _differs(where, None, "fingerprint", found.fingerprint, manifest.fingerprint(found.shards))
+
+
+def _strangers(folder: Path, found: Manifest) -> Iterator[Problem]:
+    """Files that a glob over the folder would take for part of the data set."""
+    known = {manifest.MANIFEST, rejects.REJECTS, CARD, RUN, manifest.UNITS}
+    for info in found.shards:
+        known.update((info.name, _index_name(info)))
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and path.suffix in (".tar", ".parquet"):
+            yield Problem(path.name, None, "stranger", "only files that the manifest names", path.name)
+
+
+def _ledger(folder: Path, found: Manifest) -> Iterator[Problem]:
+    try:
+        data = (folder / rejects.REJECTS).read_bytes()
+        yield from _differs(rejects.REJECTS, None, "rejects altered", found.rejects.sha256, hashlib.sha256(data).hexdigest())
+        yield from _differs(rejects.REJECTS, None, "rejects rows", found.rejects.rows, rejects.read(folder).num_rows)
+    except OSError as error:
+        yield Problem(rejects.REJECTS, None, "rejects missing", f"{found.rejects.rows} rows", str(error.strerror))
+    except ShardError as error:
+        yield _problem(error)
+
+
+def _index_name(info: ShardInfo) -> str:
+    return Path(info.name).with_suffix(".parquet").name
+
+
+def _shard(folder: Path, info: ShardInfo, deep: bool) -> tuple[list[Problem], int, int]:
+    """Problems of one shard, and the records and images that its index holds."""
+    problems = [*_file(folder, info.name, info.sha256, info.bytes), *_file(folder, _index_name(info), info.index_sha256, None)]
+    shard = Shard(folder, info)
+    try:
+        index = shard.index
+        images = len(index.table["images"].combine_chunks().flatten()) if len(shard) else 0
+        problems += [*_coverage(shard), *_differs(info.name, None, "images in the index", info.images, images)]
+        if deep:
+            problems += [problem for row in range(len(shard)) for problem in _record(shard, row)]
+    except ShardError as error:
+        return [*problems, _problem(error)], 0, 0
+    except pa.ArrowException as error:  # an index that parses, and yet is not sound
+        return [*problems, Problem(_index_name(info), None, "index unreadable", "a sound index", str(error)[:200])], 0, 0
+    return problems, len(index.keys), images
+
+
+def _file(folder: Path, name: str, sha256: str, size: int | None) -> Iterator[Problem]:
+    try:
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            length = file.seek(0, 2)
+    except OSError as error:
+        yield Problem(name, None, "missing" if isinstance(error, FileNotFoundError) else "unreadable", name, str(error.strerror))
+        return
+    if size is not None:
+        yield from _differs(name, None, "size", size, length)
+    yield from _differs(name, None, "sha256", sha256, found)
+
+
+def _coverage(shard: Shard) -> Iterator[Problem]:
+    """Records lie one behind the other and fill the tar up to its two empty blocks; keys rise."""
+    index, at = shard.index, 0
+    yield from _differs(shard.name, None, "tar size in the index", shard.info.bytes, index.tar_bytes)
+    yield from _differs(shard.name, None, "tar sha256 in the index", shard.info.sha256, index.tar_sha256)
+    for key, offset, length in zip(index.keys, index.offsets, index.lengths, strict=True):
+        yield from _differs(shard.name, key, "record begins", at, offset)
+        at = offset + length
+    yield from _differs(shard.name, None, "records end", shard.info.bytes - len(ustar.END), at)
+    if any(a >= b for a, b in zip(index.keys, index.keys[1:], strict=False)):
+        yield Problem(shard.name, None, "keys", "rising keys", "keys out of order")
+
+
+def _record(shard: Shard, row: int) -> Iterator[Problem]:
+    key = shard.index.keys[row]
+    try:
+        sample = shard[row]
+        validate(sample.record)
+    except ShardError as error:
+        yield _problem(error)
+        return
+    except RecordError as error:
+        yield Problem(shard.name, key, error.reason, "a valid record", error.detail)
+        return
+    yield from _differs(shard.name, key, "key", key, sample.record.key)
+    yield from _headers(shard, row, key)
+    yield from _pictures(shard, row, sample)
+
+
+def _headers(shard: Shard, row: int, key: str) -> Iterator[Problem]:
+    """Each member's header is the one that its name and size make."""
+    for name, offset, size in shard.members(row):
+        header = bytes(shard.view[offset - ustar.BLOCK : offset])
+        if not name.isascii() or header != ustar.header(name, size):
+            yield Problem(shard.name, key, "member header", f"a ustar header of {name}, {size} bytes", repr(header[:32]))
+
+
+def _pictures(shard: Shard, row: int, sample: Sample) -> Iterator[Problem]:
+    record, key = sample.record, sample.key
+    names = [*(image.member for image in record.images), *(map.member for map in record.maps), f"{key}.json"]
+    yield from _differs(shard.name, key, "members", names, [name for name, _, _ in shard.members(row)])
+    hashes = shard.index.table["images"][row].as_py()
+    yield from _differs(shard.name, key, "images in the index", len(record.images), len(hashes))
+    for position, known in zip(range(len(record.images)), hashes, strict=False):
+        try:
+            yield from _picture(shard.name, record, position, sample.image(position), known)
+        except (Reject, KeyError) as error:
+            yield Problem(shard.name, key, f"image {position}", "a picture that decodes", str(error))
+    for position in range(len(record.maps)):
+        yield from _map(shard.name, sample, position)
+
+
+def _picture(shard: str, record: Record, position: int, data: memoryview, known: dict[str, Any]) -> Iterator[Problem]:
+    image = record.images[position]
+    yield from _differs(shard, record.key, f"image {position} hash", known["xxh3"].hex(), xxhash.xxh3_128_digest(data).hex())
+    yield from _differs(shard, record.key, f"image {position} bytes", image.bytes, len(data))
+    found = measure(data, "decode")
+    yield from _differs(shard, record.key, f"image {position}", (image.format, image.width, image.height), tuple(found))
+
+
+def _map(shard: str, sample: Sample, position: int) -> Iterator[Problem]:
+    image = sample.record.images[sample.record.maps[position].image]
+    try:
+        found = measure(sample.map(position), "decode")
+    except (Reject, KeyError) as error:
+        yield Problem(shard, sample.key, f"map {position}", "a map that decodes", str(error))
+        return
+    yield from _differs(shard, sample.key, f"map {position}", ("png", image.width, image.height), tuple(found))
+
+
+def first(problems: Iterable[Problem], number: int) -> list[str]:
+    """The first problems, one line each."""
+    lines = (f"{p.shard}{' ' + p.key if p.key else ''}: {p.what}: expected {p.expected}, found {p.found}" for p in problems)
+    return [line for _, line in zip(range(number), lines, strict=False)]

@@ -1,0 +1,58 @@
+"""The edge of a command: where errors become one line and an exit status.
+
+0 done and sound; 1 ran, and found problems; 2 the request or an input file is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from schemas import ShardError, ShardweaveError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """The exit status of a command whose errors have been told in one line each."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return command(arguments)
+    except ShardError as error:
+        return tell(str(error), 1)
+    except ShardweaveError as error:
+        return tell(str(error), 2)
+    except KeyboardInterrupt:
+        return tell("interrupted: what is done is kept, the same command goes on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has gone: no traceback at exit
+        return 0
+    except OSError as error:
+        return tell(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+
+
+def tell(message: str, status: int) -> int:
+    """One line on stderr; the status."""
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return status
+
+
+def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """The result on stdout: JSON for programs, text for people."""
+    print(json.dumps(value, ensure_ascii=False) if as_json else text())
+
+
+def examples(lines: Sequence[str]) -> dict[str, Any]:
+    """What a parser needs to end its help with examples as they stand."""
+    return {"epilog": "examples:\n" + "\n".join(f"  {line}" for line in lines), "formatter_class": argparse.RawDescriptionHelpFormatter}

@@ -1,0 +1,184 @@
+"""The manifest, and the unit commits that it is made from.
+
+`_units/UUUUUU.json` is written after a unit's tars and indexes: a unit without it never happened. `manifest.json` is written last of all, so its presence
+means complete. It proves read = written + rejected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from schemas import RequestError, ShardError
+from shards import durable
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+UNITS = "_units"
+_HASH = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
+
+
+class ShardInfo(msgspec.Struct, frozen=True):
+    """A finished shard: file name, what it holds, its size, and the hashes of tar and index."""
+
+    name: str
+    records: int
+    images: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+class RejectRow(msgspec.Struct, frozen=True, array_like=True):
+    """An input that did not become a record: file and row number, its would-be key, why, and the details."""
+
+    file: str
+    row: int
+    key: str
+    reason: str
+    detail: str
+
+
+class Unit(msgspec.Struct):
+    """The commit of one unit."""
+
+    unit: int
+    run: str  # fingerprint of the run it belongs to
+    read: int
+    written: int
+    images: int
+    rejects: list[RejectRow]
+    dropped: dict[str, dict[str, int]]  # family -> reason -> number
+    shards: list[ShardInfo]
+    suffixes: list[str]
+
+
+class Rejects(msgspec.Struct, frozen=True):
+    """The reject ledger's size and hash."""
+
+    rows: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct):
+    """manifest.json, as far as programs read it. `dropped` families stand beside these under their own names."""
+
+    format: int
+    source: str
+    options: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    versions: dict[str, str]
+    shards: list[ShardInfo]
+    totals: dict[str, int]
+    rejected: dict[str, int]
+    images_dropped: dict[str, int]
+    regions_dropped: dict[str, int]
+    rejects: Rejects
+    fingerprint: str
+    manifest_sha256: str
+    suffixes: list[str] = []
+
+
+def fingerprint(shards: Iterable[ShardInfo]) -> str:
+    """The data's fingerprint: sha256 of the ordered (name, records, bytes, sha256, index_sha256), as compact JSON."""
+    rows = [[shard.name, shard.records, shard.bytes, shard.sha256, shard.index_sha256] for shard in shards]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def commit(folder: Path, unit: Unit) -> None:
+    """Write the unit's commit."""
+    durable.write(folder / UNITS / f"{unit.unit:06d}.json", msgspec.json.encode(unit))
+
+
+def committed(folder: Path, numbers: Iterable[int] | None = None) -> dict[int, Unit]:
+    """The units that are committed, by number. Raises ShardError where a commit is damaged."""
+    names = sorted((folder / UNITS).glob("[0-9]*.json")) if numbers is None else [folder / UNITS / f"{n:06d}.json" for n in numbers]
+    units = (read_unit(path) for path in names if path.exists())
+    return {unit.unit: unit for unit in units}
+
+
+def read_unit(path: Path) -> Unit:
+    """One commit. Raises ShardError where it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Unit)
+    except msgspec.DecodeError as error:
+        raise ShardError(f"{UNITS}/{path.name}", None, "commit unreadable", "a unit's commit", str(error)) from error
+
+
+def add_up(families: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Sum of counts by family and reason, sorted by name."""
+    total: dict[str, dict[str, int]] = {}
+    for counts in families:
+        for family, reasons in counts.items():
+            mine = total.setdefault(family, {})
+            for reason, number in reasons.items():
+                mine[reason] = mine.get(reason, 0) + number
+    return {family: dict(sorted(total[family].items())) for family in sorted(total)}
+
+
+def encode(content: dict[str, Any]) -> bytes:
+    """The manifest's bytes, its own hash included."""
+    text = json.dumps({**content, "manifest_sha256": "0" * 64}, indent=1, ensure_ascii=False) + "\n"
+    data = text.encode()
+    return _HASH.sub(lambda match: match[1] + hashlib.sha256(data).hexdigest().encode() + match[3], data)
+
+
+def own_hash(data: bytes) -> tuple[str, str]:
+    """The hash that a manifest states, and the hash that its bytes have."""
+    found = list(_HASH.finditer(data))
+    if not found:
+        return "none", hashlib.sha256(data).hexdigest()
+    start, stop = found[-1].span(2)
+    zeroed = data[:start] + b"0" * 64 + data[stop:]
+    return data[start:stop].decode(), hashlib.sha256(zeroed).hexdigest()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a finished data set. Raises RequestError where there is none, ShardError where it is damaged."""
+    data = read_bytes(folder)
+    stated, found = own_hash(data)
+    if stated != found:
+        raise ShardError(MANIFEST, None, "manifest altered", f"sha256 {stated}", found)
+    return decode(data)
+
+
+def read_bytes(folder: Path) -> bytes:
+    """The manifest's bytes. Raises RequestError where there is none."""
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RequestError(f"{folder}: expected a finished data set, found no {MANIFEST}{_unfinished(folder)}") from error
+    except OSError as error:
+        raise RequestError(f"{folder}: expected a readable data set, found {error.strerror}") from error
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in these bytes. Raises ShardError where they are none, or of a format that this version does not know."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ShardError(MANIFEST, None, "manifest unreadable", "a manifest", str(error)) from error
+    if manifest.format != FORMAT:
+        raise ShardError(MANIFEST, None, "manifest format", FORMAT, manifest.format)
+    return manifest
+
+
+def _unfinished(folder: Path) -> str:
+    return " (its conversion is not finished: run it again to go on)" if (folder / "run.json").exists() else ""
+
+
+def totals(units: Sequence[Unit]) -> dict[str, int]:
+    """read = written + rejected, and the pictures in what was written."""
+    rejected = sum(len(unit.rejects) for unit in units)
+    return {
+        "read": sum(unit.read for unit in units),
+        "written": sum(unit.written for unit in units),
+        "rejected": rejected,
+        "images": sum(unit.images for unit in units),
+    }

@@ -1,0 +1,65 @@
+"""Write: a data set from any iterator of records, for users whose data no pipeline knows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL
+import pyarrow as pa
+
+from schemas import Record, RecordError
+from shards import manifest, run
+from shards.finish import finish
+from shards.manifest import Manifest, RejectRow, Unit
+from shards.reader import local
+from shards.writer import SHARD_BYTES, UnitWriter
+
+VERSION = "0.1.0"
+UNIT = 10_000  # records
+Item = tuple[Record, Sequence[bytes], Sequence[bytes]]
+
+
+def versions() -> dict[str, str]:
+    """What the bytes of a data set depend on besides its input."""
+    return {"shardweave": VERSION, "pyarrow": pa.__version__, "pillow": PIL.__version__}
+
+
+def write(place: str | Path, items: Iterable[Item], *, source: str = "records", shard_bytes: int = SHARD_BYTES) -> Manifest:
+    """Write (record, pictures' bytes, maps' PNG bytes) as a finished data set: its manifest.
+
+    Records get their keys here. One that breaks a rule is a reject, counted by reason. Raises RequestError where the place is not free.
+    """
+    folder = local(place)
+    content: dict[str, Any] = {"source": source, "options": {"shard_bytes": shard_bytes}, "inputs": [], "versions": versions()}
+    with run.claimed(folder, content) as name:
+        units = []
+        for number, part in enumerate(_parts(items)):
+            units.append(_unit(folder, name, number, part, source, shard_bytes))
+            manifest.commit(folder, units[-1])
+        return finish(folder, content, units)
+
+
+def _parts(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
+    """The items in runs of UNIT, none of them held: a run must be used up before the next."""
+    rest = iter(items)
+    for first in rest:
+        yield itertools.chain([first], itertools.islice(rest, UNIT - 1))
+
+
+def _unit(folder: Path, name: str, number: int, items: Iterator[Item], source: str, shard_bytes: int) -> Unit:
+    rejects: list[RejectRow] = []
+    read = 0
+    with UnitWriter(folder, number, shard_bytes) as writer:
+        for row, (record, files, maps) in enumerate(items):
+            read = row + 1
+            try:
+                writer.add(row, record, files, maps)
+            except RecordError as error:
+                rejects.append(RejectRow(source, number * UNIT + row, record.key, error.reason, error.detail))
+        shards = writer.close()
+    images = sum(shard.images for shard in shards)
+    written = sum(shard.records for shard in shards)
+    return Unit(number, name, read, written, images, rejects, {}, shards, sorted(writer.suffixes))

@@ -1,0 +1,184 @@
+"""The writer: one unit's records into tars of bounded size with their indexes, each under its name only when it is whole.
+
+`UUUUUU-PPP.tar` is cut before the record that would exceed `shard_bytes`; members are KEY.0.jpg, KEY.1.png, ..., maps, KEY.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from schemas import Record, RecordError, Reject, validate
+from schemas.picture import measure
+from schemas.record import encode
+from shards import durable, ustar
+from shards.digest import Buffer, Digests
+from shards.index import IndexBuilder, entry
+from shards.manifest import ShardInfo
+
+SHARD_BYTES = 256 << 20
+_FLUSH = 4 << 20  # bytes handed to the kernel at once
+_MAX_BUFFERS = 1000  # of one writev (IOV_MAX is 1024)
+_MAP_FORMATS = {"L8": 1, "L16": 1, "RGB24": 3}
+MAX_MEMBER_BYTES = ustar.MAX_SIZE
+
+
+class UnitWriter:
+    """Writes the records of one unit. Use as a context manager: left by an error, nothing of the open shard stays."""
+
+    def __init__(self, folder: Path, unit: int, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.unit, self.shard_bytes = folder, unit, shard_bytes
+        self.shards: list[ShardInfo] = []
+        self.suffixes: set[str] = set()
+        self._open: _Shard | None = None
+
+    def __enter__(self) -> UnitWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._open is not None:
+            self._open.discard()
+
+    def add(self, row: int, record: Record, files: Sequence[bytes], maps: Sequence[bytes] = ()) -> int:
+        """Give the record its key, validate it and write it; the bytes it takes in the tar.
+
+        files: the pictures' bytes, one an image; maps: PNG bytes, one a map, whose `member` is its bare name. Raises RecordError, and then
+        nothing was written.
+        """
+        name_members(record, f"{self.unit:06d}-{row:08d}")
+        validate(record)
+        _payloads_match(record, files, maps)
+        members = [
+            *zip((image.member for image in record.images), files, strict=True),
+            *zip((map.member for map in record.maps), maps, strict=True),
+            (f"{record.key}.json", _encoded(record)),
+        ]
+        size = sum(ustar.stored(len(data)) for _, data in members)
+        shard = self._shard_with_room(size)
+        shard.add(record, members, len(files), size)
+        self.suffixes.update(name.split(".", 1)[1] for name, _ in members)
+        return size
+
+    def close(self) -> list[ShardInfo]:
+        """Finish the open shard: all shards of the unit, in order."""
+        if self._open is not None:
+            self.shards.append(self._open.close())
+            self._open = None
+        return self.shards
+
+    def _shard_with_room(self, size: int) -> _Shard:
+        if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
+            self.close()
+        if self._open is None:
+            self._open = _Shard(self.folder, f"{self.unit:06d}-{len(self.shards):03d}")
+        return self._open
+
+
+def name_members(record: Record, key: str) -> None:
+    """Give a record its key and its members their full names; a map's `member` is its bare name before."""
+    record.key = key
+    for index, image in enumerate(record.images):
+        image.member = f"{key}.{index}.{image.format}"
+    for map in record.maps:
+        map.member = f"{key}.{map.image}.{map.member}.png"
+
+
+def _encoded(record: Record) -> bytes:
+    try:
+        return encode(record)
+    except (UnicodeEncodeError, msgspec.EncodeError) as error:
+        raise RecordError("text_unicode", f"expected text that UTF-8 can hold, found {error}"[:300]) from error
+
+
+def _payloads_match(record: Record, files: Sequence[bytes], maps: Sequence[bytes]) -> None:
+    if len(files) != len(record.images) or len(maps) != len(record.maps):
+        found = f"{len(files)} and {len(maps)}"
+        raise RecordError("payloads", f"expected {len(record.images)} pictures and {len(record.maps)} maps, found {found}")
+    for image, data in zip(record.images, files, strict=True):
+        if image.bytes != len(data):
+            raise RecordError("image_bytes", f"{image.member}: expected {image.bytes} bytes, found {len(data)}")
+    for map, data in zip(record.maps, maps, strict=True):
+        image = record.images[map.image]
+        try:
+            picture = measure(data)
+        except Reject as reject:
+            raise RecordError("map_png", f"{map.member}: {reject}") from reject
+        if picture != ("png", image.width, image.height):
+            raise RecordError("map_size", f"{map.member}: expected a png of {image.width}x{image.height}, found {tuple(picture)}")
+
+
+class _Shard:
+    """One tar being written, and its index."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.tar, self.name, self.size = folder / f"{name}.tar", name, 0
+        self.images = 0
+        self._file = os.open(durable.aside(self.tar), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._digests, self._index = Digests(), IndexBuilder()
+        self._waiting: list[Buffer] = []
+        self._waiting_bytes = 0
+
+    def add(self, record: Record, members: Sequence[tuple[str, bytes]], pictures: int, size: int) -> None:
+        buffers: list[Buffer] = []
+        places, at = [], self.size
+        for name, data in members:
+            buffers += (ustar.header(name, len(data)), data, ustar.padding(len(data)))
+            places.append((name, at + ustar.BLOCK, len(data)))
+            at += ustar.stored(len(data))
+        self._digests.add(buffers, [data for _, data in members[:pictures]])
+        self._index.entries.append(entry(record, self.size, size, places, upstream_id(record)))
+        self.images += pictures
+        self.size += size
+        self._write(buffers, size)
+
+    def close(self) -> ShardInfo:
+        """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index."""
+        self._write([ustar.END], len(ustar.END), last=True)
+        self.size += len(ustar.END)
+        os.fsync(self._file)
+        os.close(self._file)
+        sha256 = self._digests.wait(ustar.END)
+        index = self._index.encode(self._digests.crc32, self._digests.xxh3, self.size, sha256)
+        durable.write(self.tar.with_suffix(".parquet"), index)
+        durable.publish(self.tar)
+        return ShardInfo(self.name + ".tar", len(self._index.entries), self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
+
+    def discard(self) -> None:
+        self._digests.wait(b"")
+        os.close(self._file)
+        durable.aside(self.tar).unlink(missing_ok=True)
+
+    def _write(self, buffers: Sequence[Buffer], size: int, last: bool = False) -> None:
+        self._waiting += buffers
+        self._waiting_bytes += size
+        if last or self._waiting_bytes >= _FLUSH or len(self._waiting) >= _MAX_BUFFERS:
+            _write_all(self._file, self._waiting)
+            self._waiting, self._waiting_bytes = [], 0
+
+
+def upstream_id(record: Record) -> str | None:
+    """`id` in the record's meta, as text."""
+    try:
+        found = msgspec.json.decode(record.meta, type=_WithId).id
+    except msgspec.DecodeError:
+        return None
+    return None if found is None else str(found)
+
+
+class _WithId(msgspec.Struct):
+    id: str | int | float | None = None
+
+
+def _write_all(file: int, buffers: Sequence[Buffer]) -> None:
+    for start in range(0, len(buffers), _MAX_BUFFERS):
+        batch = [buffer for buffer in buffers[start : start + _MAX_BUFFERS] if len(buffer)]
+        left = sum(map(len, batch))
+        written = os.writev(file, batch)
+        if written < left:  # a signal or a nearly full disk: write the rest, and let the disk say what is wrong
+            rest = memoryview(b"".join(batch))[written:]
+            while rest:
+                rest = rest[os.write(file, rest) :]
