@@ -1,0 +1,300 @@
+"""Ingest: a source's units through workers into a finished data set, the same bytes however many workers and interruptions it took.
+
+A unit is what a worker takes and what is redone after a crash: it counts once its commit is written (shards.manifest). One input item is
+one record or one reject, so read = written + rejected by construction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.inputs import inputs, options
+from pipelines.source import Row, Source, Tally
+from schemas import RecordError, Reject, RequestError, SourceError
+from shards import manifest, run
+from shards.finish import finish
+from shards.index import IndexBuilder
+from shards.manifest import Manifest, RejectRow, Unit
+from shards.write import versions
+from shards.writer import SHARD_BYTES, UnitWriter
+
+MAX_DETAIL = 500  # characters of a reject's detail that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a conversion is carried out, apart from what decides its bytes."""
+
+    workers: int = 1
+    shard_bytes: int = SHARD_BYTES
+    limit: int | None = None
+
+
+def ingest(source: Source, folder: Path, plan: Plan) -> Manifest:
+    """Convert a source into a data set in `folder`, or go on where a run of the same stopped.
+
+    Raises SourceError, RequestError; ShardError where a commit of the run that is gone on with is damaged.
+    """
+    units = source.units(plan.limit)
+    if not units:
+        raise SourceError(f"{source.name}: expected at least one item to convert, found none")
+    content = _content(source, plan)
+    with run.claimed(folder, content) as name:
+        if run.finished(folder):
+            return manifest.read(folder)
+        done = _done(folder, name)
+        job = _Job(source, folder, name, plan.shard_bytes)
+        _convert(job, {number: unit for number, unit in enumerate(units) if number not in done}, len(units), plan.workers)
+        committed = manifest.committed(folder, range(len(units)))
+        return finish(folder, content, [committed[number] for number in range(len(units))], _notes(source))
+
+
+def _content(source: Source, plan: Plan) -> dict[str, Any]:
+    """What decides the output's bytes."""
+    return {
+        "source": source.name,
+        "options": {**options(source), "shard_bytes": plan.shard_bytes, "limit": plan.limit},
+        "inputs": inputs(source),
+        "versions": versions(),
+    }
+
+
+def _notes(source: Source) -> dict[str, dict[str, int]]:
+    """Counts that belong to the input as a whole, where the source keeps any."""
+    notes = getattr(source, "notes", None)
+    return _nested(notes()) if notes else {}
+
+
+def _nested(tally: Tally) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (family, reason), number in sorted(tally.items()):
+        found.setdefault(family, {})[reason] = number
+    return found
+
+
+def _done(folder: Path, name: str) -> set[int]:
+    """Units whose commit is of this run, and whose shards stand there in full."""
+    units = manifest.committed(folder)
+    foreign = [number for number, unit in units.items() if unit.run != name]
+    if foreign:
+        raise RequestError(f"{folder}: expected units of this run, found unit {foreign[0]} of another one")
+    return {number for number, unit in units.items() if all(_stands(folder / shard.name, shard.bytes) for shard in unit.shards)}
+
+
+def _stands(tar: Path, size: int) -> bool:
+    return tar.exists() and tar.stat().st_size == size and tar.with_suffix(".parquet").exists()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker needs to convert a unit."""
+
+    source: Source
+    folder: Path
+    run: str
+    shard_bytes: int
+
+
+class _Counters:
+    """Records read, rejects and bytes so far, shared by all workers."""
+
+    def __init__(self, context: Any) -> None:
+        self.values = context.Array("q", 3)
+
+    def add(self, read: int, rejected: int, size: int) -> None:
+        with self.values.get_lock():
+            for index, number in enumerate((read, rejected, size)):
+                self.values[index] += number
+
+
+def _convert(job: _Job, units: dict[int, Any], total: int, workers: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    counters = _Counters(context)
+    with _Bar(counters, total - len(units), total) as bar:
+        if workers == 1 or len(units) == 1:
+            _warm()
+            for number, unit in units.items():
+                _convert_unit(job, counters, number, unit)
+                bar.advance()
+        else:
+            _in_processes(context, job, counters, units, workers, bar)
+
+
+def _in_processes(context: Any, job: _Job, counters: _Counters, units: dict[int, Any], workers: int, bar: _Bar) -> None:
+    pool = ProcessPoolExecutor(min(workers, len(units)), context, _start, (job, counters, os.getpid()))
+    try:
+        futures = {pool.submit(_work, number, unit) for number, unit in units.items()}
+        for future in futures:
+            future.add_done_callback(lambda _: bar.advance())
+        _first_error(futures)
+    except BrokenProcessPool as error:
+        message = "a worker died (killed, or out of memory); what is done is kept, the same command goes on"
+        raise RequestError(message) from error
+    finally:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:  # idle by now, or of no use any more: their units are redone
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _first_error(futures: set[Future[None]]) -> None:
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+
+
+_worker: tuple[_Job, _Counters]
+
+
+def _start(job: _Job, counters: _Counters, parent: int) -> None:
+    """A worker's first act. It leaves Ctrl-C to the parent, and dies with it."""
+    global _worker  # noqa: PLW0603 - what an initializer is for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    _worker = (job, counters)
+    _warm()
+
+
+def _die_with(parent: int) -> None:
+    """A worker that outlived its killed parent would write beside the run that goes on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _warm() -> None:
+    """pyarrow imports its slow parts when it first makes an array: not while the first shard waits for its index."""
+    IndexBuilder().encode([], [], 0, "")
+
+
+def _work(number: int, unit: Any) -> None:
+    job, counters = _worker
+    _convert_unit(job, counters, number, unit)
+
+
+def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> None:
+    """Write a unit's shards and then its commit."""
+    rejects: list[RejectRow] = []
+    tally = Tally()
+    progress = _Progress(counters)
+    with UnitWriter(job.folder, number, job.shard_bytes) as writer:
+        for index, row in enumerate(job.source.rows(unit)):
+            try:
+                sample = job.source.sample(row)
+                size = writer.add(index, sample.record, sample.files, sample.maps)
+                tally.update(sample.counts)
+                progress.note(size)
+            except (Reject, RecordError) as error:
+                rejects.append(_reject(row, f"{number:06d}-{index:08d}", error))
+                progress.note(None)
+        shards = writer.close()
+    progress.flush()
+    written, images = sum(shard.records for shard in shards), sum(shard.images for shard in shards)
+    unit_commit = Unit(
+        unit=number,
+        run=job.run,
+        read=written + len(rejects),
+        written=written,
+        images=images,
+        rejects=rejects,
+        dropped=_nested(tally),
+        shards=shards,
+        suffixes=sorted(writer.suffixes),
+    )
+    manifest.commit(job.folder, unit_commit)
+
+
+def _reject(row: Row, key: str, error: Reject | RecordError) -> RejectRow:
+    detail = error.detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode()
+    return RejectRow(row.file, row.number, key, error.reason, detail)
+
+
+class _Progress:
+    """A unit's own count, handed to the shared one now and then."""
+
+    def __init__(self, counters: _Counters) -> None:
+        self.counters, self.read, self.rejected, self.size = counters, 0, 0, 0
+
+    def note(self, size: int | None) -> None:
+        self.read += 1
+        self.rejected += size is None
+        self.size += size or 0
+        if self.read >= 64:
+            self.flush()
+
+    def flush(self) -> None:
+        self.counters.add(self.read, self.rejected, self.size)
+        self.read = self.rejected = self.size = 0
+
+
+class _Bar:
+    """Progress on stderr: units, and records, megabytes and rejects beside them."""
+
+    def __init__(self, counters: _Counters, done: int, total: int) -> None:
+        self.counters, self.began = counters, time.monotonic()
+        self.bar = tqdm(total=total, initial=done, desc="convert", unit="unit", disable=None, file=sys.stderr)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> _Bar:
+        if not self.bar.disable:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        self._show()
+        self.bar.close()
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.5):
+            self._show()
+
+    def _show(self) -> None:
+        read, rejected, size = self.counters.values[:]
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        self.bar.set_postfix_str(f"{read / seconds:,.0f} records/s, {size / 1e6 / seconds:,.0f} MB/s, {rejected:,} rejects")
+
+
+def rows_of(source: Source, limit: int | None = None) -> Iterator[Row]:
+    """Every item of a source, in order: for a look at its records without writing any."""
+    for unit in source.units(limit):
+        yield from source.rows(unit)
+
+
+def summary(found: Manifest) -> Sequence[str]:
+    """The lines that add up."""
+    totals = found.totals
+    lines = [
+        f"read {totals['read']:,} = written {totals['written']:,} + rejected {totals['rejected']:,}",
+        f"{totals['images']:,} pictures in {len(found.shards):,} shards, {sum(shard.bytes for shard in found.shards) / 1e6:,.1f} MB",
+    ]
+    for title, counts in (
+        ("rejected", found.rejected),
+        ("pictures dropped", found.images_dropped),
+        ("regions dropped", found.regions_dropped),
+    ):
+        lines += [f"  {title}: {reason} {number:,}" for reason, number in counts.items()]
+    return lines

@@ -1,0 +1,215 @@
+"""Picture stores: a directory, a .zip or a .tar, read in place, by relative name.
+
+Names are listed once (`names`), never asked for one by one; a picture is then opened by name. Names come from annotation files, which can
+be hostile: `safe` refuses absolute names and `..`. A file under another suffix (OCR-VQA says .jpg of what was saved as .png) is found by
+its stem. What is read is bounded by MAX_BYTES, compressed or not.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from schemas import Reject, RequestError
+
+MAX_BYTES = 256 << 20  # of one picture
+
+
+def safe(name: str) -> str:
+    """The name, normalised. Raises Reject(image_path) where it would leave its root."""
+    clean = posixpath.normpath(name) if name else ""
+    if not clean or clean == "." or clean.startswith(("/", "..")) or "\0" in clean or len(clean) > 4096:
+        raise Reject("image_path", f"expected a path inside the picture store, found {name[:200]!r}")
+    return clean
+
+
+class Store(Protocol):
+    """A root that holds pictures."""
+
+    root: Path
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """Relative name and size in bytes of every file, in no particular order."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """The file's bytes, None where there is none. Raises Reject(image_bytes) above MAX_BYTES."""
+        ...
+
+    def twin(self, name: str) -> str | None:
+        """Another file of the same folder and stem."""
+        ...
+
+
+class Folder:
+    """A directory. Links are followed: data sets are often put together from them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stems: dict[str, dict[str, str]] = {}
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """See Store."""
+        seen: set[tuple[int, int]] = set()
+        waiting = [""]
+        while waiting:
+            folder = waiting.pop()
+            here = (self.root / folder).stat()
+            if (here.st_dev, here.st_ino) in seen:
+                continue  # a link back up
+            seen.add((here.st_dev, here.st_ino))
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append(f"{folder}{entry.name}/")
+                    elif entry.is_file():
+                        yield f"{folder}{entry.name}", entry.stat().st_size
+
+    def read(self, name: str) -> bytes | None:
+        """See Store."""
+        try:
+            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs as much as the open
+                data = file.read(MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise Reject("image_unreadable", f"{name}: {error.strerror}") from error
+        return _bounded(name, data)
+
+    def twin(self, name: str) -> str | None:
+        """See Store."""
+        folder, _, _ = name.rpartition("/")
+        if folder not in self._stems:
+            self._stems[folder] = self._stems_of(folder)
+        return self._stems[folder].get(_stem(name))
+
+    def _stems_of(self, folder: str) -> dict[str, str]:
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.root / folder) if entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return _by_stem(f"{folder}/{name}" if folder else name for name in names)
+
+
+class Zip:
+    """A .zip, by its central directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}
+
+    @cached_property
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.root)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise RequestError(f"{self.root}: expected a zip of pictures, found {error}") from error
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """See Store."""
+        for entry in self._open.infolist():
+            if not entry.is_dir():
+                yield entry.filename, entry.file_size
+
+    def read(self, name: str) -> bytes | None:
+        """See Store."""
+        try:
+            entry = self._open.getinfo(name)
+            if entry.file_size > MAX_BYTES:
+                return _bounded(name, b"", entry.file_size)
+            with self._open.open(entry) as file:
+                return _bounded(name, file.read(MAX_BYTES + 1))
+        except KeyError:
+            return None
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+            raise Reject("image_unreadable", f"{name}: {error}"[:200]) from error
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        return _by_stem(name for name, _ in self.names())
+
+    def twin(self, name: str) -> str | None:
+        """See Store."""
+        return self._stems.get(posixpath.splitext(name)[0])
+
+
+class Tar:
+    """An uncompressed .tar, by its headers, which are read once and travel to the workers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    @cached_property
+    def _open(self) -> int:
+        return os.open(self.root, os.O_RDONLY)
+
+    @cached_property
+    def _members(self) -> dict[str, tuple[int, int]]:
+        try:
+            with tarfile.open(self.root, "r:") as tar:
+                return {posixpath.normpath(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}
+        except (tarfile.TarError, OSError) as error:
+            raise RequestError(f"{self.root}: expected an uncompressed tar of pictures, found {error}") from error
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """See Store."""
+        return ((name, size) for name, (_, size) in self._members.items())
+
+    def read(self, name: str) -> bytes | None:
+        """See Store."""
+        if name not in self._members:
+            return None
+        offset, size = self._members[name]
+        if size > MAX_BYTES:
+            return _bounded(name, b"", size)
+        data = os.pread(self._open, size, offset)
+        if len(data) < size:
+            raise Reject("image_unreadable", f"{name}: expected {size} bytes, found {len(data)} at the end of {self.root.name}")
+        return data
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        return _by_stem(self._members)
+
+    def twin(self, name: str) -> str | None:
+        """See Store."""
+        return self._stems.get(posixpath.splitext(name)[0])
+
+
+def open_store(root: Path) -> Store:
+    """The store at this path. Raises RequestError where there is none."""
+    if root.is_dir():
+        return Folder(root)
+    if not root.exists():
+        raise RequestError(f"{root}: expected a directory, .zip or .tar of pictures, found nothing")
+    if root.suffix.lower() == ".zip":
+        return Zip(root)
+    if root.suffix.lower() == ".tar":
+        return Tar(root)
+    raise RequestError(f"{root}: expected a directory, .zip or .tar of pictures, found a {root.suffix or 'plain'} file")
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _by_stem(names: Iterator[str] | Sequence[str] | dict[str, Any]) -> dict[str, str]:
+    """Stem to name; of several, the first in order of name."""
+    return {_stem(name): name for name in sorted(names, reverse=True)}
+
+
+def _bounded(name: str, data: bytes, size: int | None = None) -> bytes:
+    if (size or len(data)) > MAX_BYTES:
+        raise Reject("image_bytes", f"{name}: expected at most {MAX_BYTES} bytes, found {size or 'more'}")
+    return data
