@@ -1,7 +1,7 @@
 """Check: count before converting. How many records and pictures, how many of them missing, and where; nothing is written.
 
-The store is listed once and the annotations are streamed, so that 665,000 LLaVA rows take seconds and little memory: a present picture costs a bit,
-only missing names are kept.
+The store is listed once and the annotations are streamed, so that 665,000 LLaVA rows take seconds and little memory: a present picture
+costs a bit, only missing names are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Inputs: what a conversion is made from, as hashes, so that a manifest can say so and a run that goes on can notice a change.
 
-Annotation files by the sha256 of their bytes; picture stores (and the .tar files in an annotation folder, which hold pictures) by the hash of
-the sorted (relative name, size) list. Only names relative to their root are kept: the same input elsewhere is the same input.
+Annotation files by the sha256 of their bytes; picture stores (and the .tar files in an annotation folder, which hold pictures) by the
+hash of the sorted (relative name, size) list. Only names relative to their root are kept: the same input elsewhere is the same input.
 """
 
 from __future__ import annotations

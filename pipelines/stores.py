@@ -74,8 +74,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """See Store."""
         try:
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs as much as the open
-                data = file.read(MAX_BYTES + 1)
+            data = _contents(f"{self.root}/{name}")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
@@ -198,6 +197,19 @@ def open_store(root: Path) -> Store:
     if root.suffix.lower() == ".tar":
         return Tar(root)
     raise RequestError(f"{root}: expected a directory, .zip or .tar of pictures, found a {root.suffix or 'plain'} file")
+
+
+def _contents(path: str) -> bytes:
+    """A file's bytes, and one too many above MAX_BYTES. Bare calls: opening costs a quarter of what Path.read_bytes does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer must not hang
+    try:
+        size = min(os.fstat(descriptor).st_size, MAX_BYTES) + 1
+        data = os.read(descriptor, size)
+        while 0 < len(data) < size - 1 and (more := os.read(descriptor, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def _stem(name: str) -> str:

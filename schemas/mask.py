@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
+from pycocotools import mask as _mask_api
 
 from schemas.record import Mask
 
 MAX_PIXELS = 1 << 31
+coco: Any = _mask_api  # its stubs know fewer inputs than it takes
 
 
 class MaskRefused(ValueError):

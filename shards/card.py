@@ -1,7 +1,7 @@
 """The dataset card, README.md: with it, HF datasets reads every record and every picture of the tars.
 
-Without `configs` the parquet files win; without `dataset_info.features` HF infers the columns from five records, and drops what the others have
-besides. The features are made from the record's structs, so they can not fall behind.
+Without `configs` the parquet files win; without `dataset_info.features` HF infers the columns from five records, and drops what the
+others have besides. The features are made from the record's structs, so they can not fall behind.
 https://huggingface.co/docs/hub/datasets-cards
 """
 
@@ -42,8 +42,8 @@ def card(source: str, suffixes: Iterable[str], totals: dict[str, int]) -> str:
         "---",
         f"# {source}",
         "",
-        f"{totals['written']} records with {totals['images']} pictures, as WebDataset tar shards of interleaved image-text records (format 1).",
-        f"{totals['read']} inputs were read, {totals['rejected']} of them rejected: `rejects.parquet` names each, `manifest.json` counts them.",
+        f"{totals['written']} records with {totals['images']} pictures: WebDataset tars of interleaved image-text records (format 1).",
+        f"{totals['read']} inputs were read, {totals['rejected']} rejected: `rejects.parquet` names each, `manifest.json` counts them.",
         "",
     ]
     return "\n".join(lines)

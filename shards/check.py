@@ -1,7 +1,7 @@
 """Check: is a data set whole, and are its bytes the ones that were written?
 
-Every file against the manifest: presence, size, sha256, the sums that must add up. Deep: every record's CRC-32, member headers, every payload's
-hash, the schema, and every picture decoded and its size compared. What is found is a list of problems, never an exception.
+Every file against the manifest: presence, size, sha256, the sums that must add up. Deep: every record's CRC-32, member headers, every
+payload's hash, the schema, and every picture decoded and its size compared. What is found is a list of problems, never an exception.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Digests: a thread that hashes what another thread writes, so that one worker keeps two cores busy.
 
-Of every shard the sha256, of every record the CRC-32 of its bytes in the tar, of every picture the XXH3-128 of its payload. hashlib, isal and
-xxhash let go of the interpreter lock while they work.
+Of every shard the sha256, of every record the CRC-32 of its bytes in the tar, of every picture the XXH3-128 of its payload. hashlib, isal
+and xxhash let go of the interpreter lock while they work.
 """
 
 from __future__ import annotations

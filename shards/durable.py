@@ -1,7 +1,7 @@
 """Durable files: a name appears only with its whole content behind it, also after a power cut.
 
-Written aside as `.NAME.PID.part`, synced, renamed; then the folder is synced, because the rename itself is a change to the folder. The process number
-keeps the orphan of a killed run from writing into the same file as the run that goes on.
+Written aside as `.NAME.PID.part`, synced, renamed; then the folder is synced, because the rename itself is a change to the folder. The
+process number keeps the orphan of a killed run from writing into the same file as the run that goes on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The index of a shard: UUUUUU-PPP.parquet, one row a record, so that nobody has to read the tar to know what is in it.
 
 Columns: key; offset, length and crc32 of the record's bytes in the tar, headers included; members (name, offset and size of the payload);
-images (width, height, bytes, xxh3 of the payload as 16 bytes, similarity); text_length in code points; regions; source; source_id (upstream's).
-The file's metadata holds the tar's size and sha256.
+images (width, height, bytes, xxh3 of the payload as 16 bytes, similarity); text_length in code points; regions; source; source_id
+(upstream's). The file's metadata holds the tar's size and sha256.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The manifest, and the unit commits that it is made from.
 
-`_units/UUUUUU.json` is written after a unit's tars and indexes: a unit without it never happened. `manifest.json` is written last of all, so its presence
-means complete. It proves read = written + rejected.
+`_units/UUUUUU.json` is written after a unit's tars and indexes: a unit without it never happened. `manifest.json` is written last of all,
+so its presence means complete. It proves read = written + rejected.
 """
 
 from __future__ import annotations

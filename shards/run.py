@@ -1,8 +1,8 @@
 """The run: run.json says what a data set is being made from, and who is making it.
 
-It is created only if absent. A second writer meets a lease whose owner is alive, and is told; a run with other options, inputs or library versions than the output was
-begun with meets another fingerprint, and stops. The lease has a heartbeat, for owners on other hosts; on this host the process itself is asked, so
-that a killed run is continued at once.
+It is created only if absent. A second writer meets a lease whose owner is alive, and is told; a run with other options, inputs or library
+versions than the output was begun with meets another fingerprint, and stops. The lease has a heartbeat, for owners on other hosts; on
+this host the process itself is asked, so that a killed run is continued at once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+"""Writing shards: ours with measured pictures, hashes and index, beside webdataset's ShardWriter and GNU tar, of the same files.
+
+Imports and the start of workers lie outside the timed region; reading the files, planning, os.sync lie inside it, for everybody.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.bench.figure import Figure
+from tests.bench.photos import photos
+
+PHOTOS, ROUNDS = 30_000, 3
+
+
+def measure(quick: bool = False) -> Iterator[Figure]:
+    """Records a second at one and at two workers."""
+    number = 1_000 if quick else PHOTOS
+    with photos(number) as root:
+        runs: dict[str, Callable[[], float]] = {
+            "tar": lambda: timed(lambda: tar(root)),
+            "webdataset": lambda: timed(lambda: webdataset(root)),
+            "ours 1": lambda: ours(root, 1),
+            "ours 2": lambda: ours(root, 2),
+        }
+        rates = {name: [] for name in runs}
+        for _ in range(1 if quick else ROUNDS):
+            for name, run in runs.items():
+                rates[name].append(number / run())
+                shutil.rmtree(root / "out", ignore_errors=True)
+    found = {name: tuple(values) for name, values in rates.items()}
+    for workers, against_webdataset, against_tar in ((1, 1.4, 0.5), (2, 2.0, 0.75)):
+        what = f"write {number:,} JPEGs, header verified, {workers} worker{'s' * (workers > 1)}"
+        yield Figure(what, "records/s", found[f"ours {workers}"], found["webdataset"], "webdataset ShardWriter", against_webdataset)
+        yield Figure(what, "records/s", found[f"ours {workers}"], found["tar"], "tar cf", against_tar)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds until it is done and on the disk."""
+    os.sync()
+    began = time.perf_counter()
+    work()
+    os.sync()
+    return time.perf_counter() - began
+
+
+def tar(root: Path) -> None:
+    (root / "out").mkdir()
+    subprocess.run(["tar", "cf", root / "out/x.tar", "-C", root / "images", "."], check=True)
+
+
+def webdataset(root: Path) -> None:
+    from webdataset.writer import ShardWriter
+
+    (root / "out").mkdir()
+    with ShardWriter(str(root / "out/%06d.tar"), maxsize=256 << 20, verbose=0) as writer:
+        for row in json.loads((root / "rows.json").read_bytes()):
+            data = (root / "images" / row["image"]).read_bytes()
+            writer.write({"__key__": row["id"].split(".")[0], "jpg": data, "json": row})
+
+
+def ours(root: Path, workers: int, verify: str = "header") -> float:
+    """Seconds for plan, conversion by warm workers, and manifest."""
+    from pipelines.ingest import Plan, ingest
+    from pipelines.llava import Llava
+
+    source = Llava(annotations=(root / "rows.json",), images=(root / "images",), verify=verify)
+    if workers == 1:
+        ingest(source, root / "warm", Plan(limit=10))
+        shutil.rmtree(root / "warm")
+        return timed(lambda: ingest(source_again(source), root / "out", Plan()))
+    return in_processes(source, root / "out", workers)
+
+
+def source_again(source: Any) -> Any:
+    """The same source without what it has computed already."""
+    return type(source)(**{name: getattr(source, name) for name in source.__dataclass_fields__})
+
+
+def in_processes(source: Any, folder: Path, workers: int) -> float:
+    """As ingest does it, but with workers that wait at a barrier, warm, before the clock starts."""
+    from pipelines import ingest as module
+    from shards import manifest, run
+    from shards.finish import finish
+
+    context = multiprocessing.get_context("spawn")
+    queue, done, barrier = context.Queue(), context.Queue(), context.Barrier(workers + 1)
+    processes = [context.Process(target=worker, args=(queue, done, barrier)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    barrier.wait()
+
+    def work() -> None:
+        fresh, plan = source_again(source), module.Plan()
+        units = fresh.units(None)
+        content = module._content(fresh, plan)
+        with run.claimed(folder, content) as name:
+            job = module._Job(fresh, folder, name, plan.shard_bytes)
+            for _ in range(workers):
+                queue.put(job)
+            for number, unit in enumerate(units):
+                queue.put((number, unit))
+            for _ in range(workers):
+                queue.put(None)
+            for _ in range(workers):
+                done.get()
+            committed = manifest.committed(folder)
+            finish(folder, content, [committed[number] for number in range(len(units))])
+
+    seconds = timed(work)
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def worker(queue: Any, done: Any, barrier: Any) -> None:
+    from pipelines import ingest as module
+    from pipelines import llava  # noqa: F401 - what unpickling the source would import
+
+    module._warm()
+    counters = module._Counters(multiprocessing.get_context("spawn"))
+    barrier.wait()
+    job = queue.get()
+    while (item := queue.get()) is not None:
+        module._convert_unit(job, counters, *item)
+    done.put(True)
