@@ -26,8 +26,13 @@ def options(source: Source) -> dict[str, Any]:
 
 def inputs(source: Source) -> list[dict[str, Any]]:
     """One entry a path: option, name, files, bytes, sha256. Raises SourceError where an annotation file can not be read."""
+    absent = set(getattr(source, "absent", tuple)())  # MMC4's shards that never existed count in its list all the same
     return [
-        {"option": field.name, "name": path.name, **(_annotations(path) if field.metadata["reads"] == "annotations" else _pictures(path))}
+        {
+            "option": field.name,
+            "name": path.name,
+            **(_nothing() if path in absent else _annotations(path) if field.metadata["reads"] == "annotations" else _pictures(path)),
+        }
         for field in fields(source)
         if field.metadata["reads"]
         for path in paths(getattr(source, field.name))
@@ -39,6 +44,10 @@ def paths(value: Any) -> tuple[Path, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, tuple) else (value,)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"files": 0, "bytes": 0, "sha256": _of_rows(())}
 
 
 def _annotations(path: Path) -> dict[str, Any]:
