@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +92,14 @@ def raw_rows(path: Path) -> Iterator[msgspec.Raw | bytes]:
         return (data[start:stop] for start, stop in scan_list(path, data).tolist())
 
 
+def first_rows(path: Path, most: int) -> list[bytes]:
+    """The first rows of one file, for a look at what it is: reads no further. Raises SourceError as `rows` does."""
+    data = mapped(path)
+    if first_byte(data) != b"[":
+        return [data[start:stop] for start, stop in islice(_lines(path, data), most)]
+    return [data[start:stop] for start, stop in _scan(path, data, data.find(b"["), most)[0].tolist()]
+
+
 def cells(path: Path, kind: type[T]) -> Iterator[T | None]:
     """Every row of one file as `kind`, a struct of just the fields wanted; None where a row is of another kind.
 
@@ -103,10 +113,11 @@ def cells(path: Path, kind: type[T]) -> Iterator[T | None]:
         else:
             yield from msgspec.json.Decoder(kind).decode_lines(_text(data))
     except REFUSED:
-        yield from _cells(raw_rows(path), msgspec.json.Decoder(kind))
+        yield from readable(raw_rows(path), msgspec.json.Decoder(kind))
 
 
-def _cells(raws: Iterator[msgspec.Raw | bytes], decoder: msgspec.json.Decoder[T]) -> Iterator[T | None]:
+def readable(raws: Iterable[msgspec.Raw | bytes], decoder: msgspec.json.Decoder[T]) -> Iterator[T | None]:
+    """Each row decoded; None where it can not be."""
     for raw in raws:
         try:
             yield decode(raw, decoder)
@@ -275,10 +286,10 @@ def scan_tables(path: Path, data: mmap.mmap | bytes, names: Sequence[str]) -> di
     return found
 
 
-def _scan(path: Path, data: mmap.mmap | bytes, begin: int) -> tuple[np.ndarray, int]:
-    """Byte ranges of the rows of the list that begins here, and where it ends."""
+def _scan(path: Path, data: mmap.mmap | bytes, begin: int, most: int = sys.maxsize) -> tuple[np.ndarray, int]:
+    """Byte ranges of the rows of the list that begins here, at most so many, and where that ends."""
     found, row, at, depth = array("q"), begin + 1, begin + 1, 1
-    while depth:
+    while depth and len(found) < 2 * most:
         start, at = _token(path, data, at)
         mark = data[start : start + 1]
         if at - start == 1:
@@ -286,7 +297,7 @@ def _scan(path: Path, data: mmap.mmap | bytes, begin: int) -> tuple[np.ndarray, 
         if (depth == 1 and mark == b",") or depth == 0:
             found.extend(_trimmed(data, row, start))
             row = at
-    if found[-2] >= found[-1]:  # an empty list, or a comma before the bracket
+    if depth == 0 and found[-2] >= found[-1]:  # an empty list, or a comma before the bracket
         del found[-2:]
     return np.frombuffer(found, np.int64).reshape(-1, 2), at
 
