@@ -1,0 +1,174 @@
+"""Ids, labels and pixels against what the original LLaVA-1.5 code gave; the rule is in the folder's README."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from schemas import Part, Record, RecordError
+from schemas.record import image, image_part, record, text_part, turn
+from trainer import compat, rendered, template, tokenizer
+from trainer.pixels import Preprocess, decoded, squared
+from trainer.recipe import TokenizerChoice
+from trainer.rendered import Rendered
+
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = Path(os.environ.get("SHARDWEAVE_GOLDEN", REPOSITORY / "../shared/golden")) / "llava"
+LLAMA = Path(os.environ.get("SHARDWEAVE_DATA", REPOSITORY / "../shared/data")) / "tokenizers" / "llama1-hf"
+
+if not GOLDEN.is_dir():
+    pytest.skip(f"no reference outputs at {GOLDEN}", allow_module_level=True)
+needs_llama = pytest.mark.skipif(not LLAMA.is_dir(), reason=f"no LLaMA tokenizer at {LLAMA}")
+
+SPECIAL = ("<s>", "</s>", "<unk>")
+MAX_TOKENS = 2048
+
+
+def texts(row: dict[str, Any]) -> list[str]:
+    return [sentence["value"] for sentence in row["conversations"]]
+
+
+def comparable(row: dict[str, Any]) -> bool:
+    special = any(special in text for text in texts(row) for special in SPECIAL)
+    unplaced = "image" in row and not any("<image>" in text for text in texts(row))
+    return not special and not unplaced
+
+
+def cases(*, compat: bool) -> list[Any]:
+    """All rows in compat. By default special-looking text is data and a picture that no marker places is shown: not those rows."""
+    files = sorted(GOLDEN.glob("preprocess_*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [pytest.param(row, id=row["case_id"]) for row in rows if compat or comparable(row["row"])]
+
+
+def image_cases() -> list[Any]:
+    file = GOLDEN / "image_preprocess_336.json"
+    content = json.loads(file.read_text()) if file.is_file() else {"cases": []}
+    return [pytest.param(content, case, id=case["case_id"]) for case in content["cases"]]
+
+
+@pytest.fixture(scope="module")
+def llama() -> tokenizer.Tokenizer:
+    return tokenizer.load(TokenizerChoice(path=str(LLAMA)))
+
+
+@needs_llama
+@pytest.mark.parametrize("case", cases(compat=False))
+def test_golden_rows_render_with_the_right_ids_and_labels(case: dict[str, Any], llama: tokenizer.Tokenizer) -> None:
+    row, reference = case["row"], case["reference"]
+
+    if reference["error"]:
+        with pytest.raises(RecordError, match="template"):
+            default(row, case["template"], llama)
+        return
+    out = default(row, case["template"], llama)
+    length = len(reference["input_ids"])
+
+    assert out.ids[:length] == reference["input_ids"]
+    assert out.labels[:length] == reference["by_construction"]["labels"]
+    assert out.text == reference["prompt"]
+    assert len(out.ids) == length or (length == MAX_TOKENS and "image" not in row)
+    assert out.cut(MAX_TOKENS).ids == reference["input_ids"][: reference["collated_length"]]
+
+
+@needs_llama
+@pytest.mark.parametrize("case", cases(compat=True))
+def test_golden_rows_render_bug_for_bug_in_compat(case: dict[str, Any], llama: tokenizer.Tokenizer) -> None:
+    row, reference = case["row"], case["reference"]
+    stored = as_record(row)
+
+    if reference["error"]:
+        with pytest.raises(RecordError, match="template"):
+            compat.render(stored, stored.turns, case["template"], llama, MAX_TOKENS)
+        return
+    out = compat.render(stored, stored.turns, case["template"], llama, MAX_TOKENS)
+
+    assert out.ids == reference["input_ids"]
+    assert out.labels == reference["labels"]
+    assert out.text == reference["prompt"]
+    cut = out.cut(MAX_TOKENS)
+    assert len(cut.ids) == reference["collated_length"]
+    assert sorted(cut.hidden) == reference["collated_attention_false_at"]
+
+
+@pytest.mark.parametrize(("content", "case"), image_cases())
+def test_golden_pictures_give_the_right_pixels(content: dict[str, Any], case: dict[str, Any]) -> None:
+    data = (GOLDEN / case["file"]).read_bytes()
+    pad = case["image_aspect_ratio"] == "pad"
+    mean, std = tuple(content["image_mean"]), tuple(content["image_std"])
+    preprocess = Preprocess(size=content["crop"], mean=mean, std=std, squash=False, pad=pad)
+
+    pixels_CHW = preprocess.pixels(data)
+
+    assert preprocess.colour() == tuple(content["pad_colour_rgb"])
+    assert padded(data, preprocess).size == tuple(case["size_after_padding_wh"])
+    assert pixels_CHW.shape == (3, content["crop"], content["crop"])
+    assert pixels_CHW.dtype == np.float32
+    places = content["sample_positions_c_y_x"]
+    samples = [float(pixels_CHW[tuple(place)]) for place in places]
+    np.testing.assert_allclose(samples, case["samples_float32"], atol=2e-5, rtol=0)
+    np.testing.assert_allclose(pixels_CHW.mean((1, 2)), case["mean_float32_per_channel"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(pixels_CHW.std((1, 2)), case["std_float32_per_channel"], atol=1e-5, rtol=0)
+
+
+def padded(data: bytes, preprocess: Preprocess) -> Pillow.Image:
+    picture = decoded(data)
+    return squared(picture, preprocess.colour()) if preprocess.pad else picture
+
+
+def default(row: dict[str, Any], name: str, llama: tokenizer.Tokenizer) -> Rendered:
+    stored = as_record(row)
+    return rendered.tokenise(template.pieces(stored, stored.turns, name), llama)
+
+
+def as_record(row: dict[str, Any]) -> Record:
+    """The record that LLaVA's row is, without the ingest: markers become parts where they stand."""
+    images = [image(width=4, height=4, format="jpg", bytes=1)] if "image" in row else []
+    sentences = [(sentence["from"], parts(sentence["value"], bool(images))) for sentence in row["conversations"]]
+    unplaced = bool(images) and not any(part.image == 0 for _, spoken in sentences for part in spoken)
+    if unplaced:
+        sentences[0] = (sentences[0][0], [image_part(0), *sentences[0][1]])
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = [turn(roles[name], spoken) for name, spoken in sentences]
+    return record("llava", images=images, turns=turns, meta={"unplaced": [0]} if unplaced else {})
+
+
+def parts(text: str, has_image: bool) -> Sequence[Part]:
+    if not has_image:
+        return [text_part(text)]
+    out: list[Part] = []
+    for number, piece in enumerate(text.split("<image>")):
+        out += [image_part(0)] if number else []
+        out += [text_part(piece)] if piece else []
+    return out
+
+
+@needs_llama
+def test_a_sentencepiece_file_gives_the_ids_of_its_tokenizer_json(llama: tokenizer.Tokenizer, tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "tokenizer.model", tmp_path)
+
+    converted = tokenizer.load(TokenizerChoice(path=str(tmp_path)))
+
+    for case in cases(compat=True):
+        prompt = "".join(texts(case.values[0]["row"]))
+        assert converted.encode(prompt, first=True) == llama.encode(prompt, first=True)
+    assert (converted.bos, converted.eos, converted.unk, converted.size) == (llama.bos, llama.eos, llama.unk, llama.size)
+
+
+@pytest.mark.parametrize("text", ["</s>", "<s>", "<unk>", "<image>", "[SEG]", "<|im_end|>", "<|eot_id|>", "a</s>b <unk> c"])
+@pytest.mark.parametrize("folder", sorted(LLAMA.parent.glob("*/tokenizer.json")), ids=lambda path: path.parent.name)
+def test_no_text_becomes_a_special_token_of_a_real_tokenizer(folder: Path, text: str) -> None:
+    real = tokenizer.load(TokenizerChoice(path=str(folder.parent)))
+
+    for first in (True, False):
+        ids, _ = real.encode(text, first=first)
+        assert not set(ids) & set(real.specials.values())
+        assert len(ids) > 1

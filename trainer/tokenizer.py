@@ -1,0 +1,157 @@
+"""Tokenizers from a local folder, in the form the original systems used them. No network, no torch.
+
+What comes out: token ids and, for each, where its characters stand in the text. Text is data: `encode` knows no special tokens, so
+`</s>` in a caption is three ordinary tokens. The few that a template needs (bos, eos) are put in by id.
+
+Forms:
+    llama   one space in front of each chunk (the start of the text, what follows a picture) and none after an end token:
+            LlamaTokenizer with legacy=False. A chunk that begins with a space gets another, as sentencepiece does and
+            Metaspace(prepend "first") does not.
+    file    what the file says.
+    auto    llama where the file is a LLaMA-like BPE (no normalisation but of spaces, and one put in front), else file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import normalizers
+
+from schemas import RequestError
+from trainer import sentencepiece
+from trainer.recipe import TokenizerChoice
+
+Offsets = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Text to ids. `specials` maps the text of every special token to its id."""
+
+    backend: tokenizers.Tokenizer
+    prefix: str  # goes before the first text of a chunk
+    bos: int | None  # None: no text begins with one
+    eos: int
+    eos_text: str
+    unk: int | None
+    specials: dict[str, int]
+    size: int  # ids are below it
+
+    def encode(self, text: str, *, first: bool) -> tuple[list[int], Offsets]:
+        """Ids and [start, end) code points of each. `first`: nothing stands before this text in its chunk."""
+        if not text:
+            return [], []
+        shift = len(self.prefix) if first else 0
+        encoding = self.backend.encode(self.prefix[:shift] + text, add_special_tokens=False)
+        return encoding.ids, [(max(0, start - shift), max(0, end - shift)) for start, end in encoding.offsets]
+
+    def split(self, text: str) -> list[str]:
+        """The text cut so that special tokens stand alone, longest first: how the originals parse them. Only `compat` asks for it."""
+        pattern = "|".join(re.escape(special) for special in sorted(self.specials, key=len, reverse=True))
+        return [piece for piece in re.split(f"({pattern})", text) if piece] if pattern else [text]
+
+
+def load(choice: TokenizerChoice) -> Tokenizer:
+    """The tokenizer of a recipe. Raises RequestError where the folder holds none, or does not say what ends a text."""
+    if choice.path is None:
+        raise RequestError("tokenizer.path: expected a folder with tokenizer.json, found none; give --set tokenizer.path=FOLDER")
+    folder = Path(choice.path)
+    stored = _stored(folder)
+    names = _names(folder)
+    added: list[dict[str, Any]] = stored.get("added_tokens") or []
+    specials = {token["content"]: token["id"] for token in added if not token["content"].isspace()}
+    original = _parsed(stored, folder)
+    eos_text = choice.eos or names.get("eos_token")
+    eos = original.token_to_id(eos_text) if eos_text else None
+    if eos_text is None or eos is None:
+        raise RequestError(f"{folder}: expected an eos_token in tokenizer_config.json, found {eos_text!r}; give --set tokenizer.eos=TEXT")
+    llama = choice.form == "llama" or (choice.form == "auto" and _is_llama(stored))
+    return Tokenizer(
+        backend=_text_only(stored, folder, llama=llama),
+        prefix=" " if llama else "",
+        bos=_bos(original, choice.bos, names, folder),
+        eos=eos,
+        eos_text=eos_text,
+        unk=original.token_to_id(names.get("unk_token") or "<unk>"),
+        specials=specials,
+        size=max(original.get_vocab(with_added_tokens=True).values()) + 1,
+    )
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The content of tokenizer.json, or the same made from tokenizer.model."""
+    if (folder / "tokenizer.json").is_file():
+        return _json(folder / "tokenizer.json")
+    if (folder / "tokenizer.model").is_file():
+        return sentencepiece.as_tokenizer_json(folder / "tokenizer.model")
+    raise RequestError(f"tokenizer.path {folder}: expected tokenizer.json or tokenizer.model, found neither")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _parsed(stored: dict[str, Any], folder: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(stored))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise RequestError(f"{folder}: expected a tokenizer, found {error}") from error
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """What the folder calls its bos, eos and unk tokens."""
+    names: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            for key, value in _json(folder / file).items():
+                text = value.get("content") if isinstance(value, dict) else value
+                if key in ("bos_token", "eos_token", "unk_token") and isinstance(text, str):
+                    names[key] = text
+    if not names and not (folder / "tokenizer.json").is_file():
+        return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # sentencepiece's own defaults
+    return names
+
+
+def _bos(original: tokenizers.Tokenizer, asked: str | None, names: dict[str, str], folder: Path) -> int | None:
+    """The token that the file puts before every text, or the one asked for."""
+    if asked is not None:
+        if original.token_to_id(asked) is None:
+            raise RequestError(f"tokenizer.bos: expected a token of {folder}, found {asked!r}")
+        return original.token_to_id(asked)
+    bos = original.token_to_id(names["bos_token"]) if "bos_token" in names else None
+    return bos if bos is not None and original.encode("").ids[:1] == [bos] else None
+
+
+def _is_llama(stored: dict[str, Any]) -> bool:
+    model, before = stored["model"], stored.get("pre_tokenizer") or {}
+    steps = [step.get("type") for step in (stored.get("normalizer") or {}).get("normalizers", [])]
+    if model.get("type") != "BPE" or set(steps) - {"Prepend", "Replace"}:
+        return False
+    metaspace = before.get("type") == "Metaspace" and not before.get("split", True)
+    return "Prepend" in steps or (metaspace and before.get("prepend_scheme") in ("first", "always"))
+
+
+def _text_only(stored: dict[str, Any], folder: Path, *, llama: bool) -> tokenizers.Tokenizer:
+    """A tokenizer for which no text is special.
+
+    Added tokens that are not flagged special ([SEG], <think>) count as special too. Runs of spaces are the exception: they are how some
+    vocabularies store ordinary text.
+    """
+    added = [{**token, "special": not token["content"].isspace()} for token in stored.get("added_tokens") or []]
+    backend = _parsed({**stored, "added_tokens": added, "truncation": None, "padding": None}, folder)
+    backend.encode_special_tokens = True
+    if llama:
+        backend.normalizer = normalizers.Replace(" ", "▁")  # type: ignore[assignment] - the stub forgets the setter
+        backend.pre_tokenizer = None  # type: ignore[assignment]
+    return backend
