@@ -10,8 +10,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from pipelines.discover import exists, sources
 from pipelines.discover import source as source_named
-from pipelines.discover import sources
 from pipelines.source import Source
 from schemas import RequestError, ShardweaveError
 from shards import command
@@ -35,7 +35,7 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="the sources", **command.examples(["python -m pipelines list"]))
     listed.add_argument("--json", action="store_true", help="print the result as JSON")
     listed.set_defaults(command=_list)
-    chosen = given[1] if len(given) > 1 and not given[1].startswith("-") else None
+    chosen = _chosen(given)
     check = commands.add_parser("check", help="count before converting; writes nothing", **_examples("check", chosen))
     convert = commands.add_parser("convert", help="convert; run again to go on", **_examples("convert", chosen))
     for one, run in ((check, _check), (convert, _convert)):
@@ -47,6 +47,12 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
             _add_fields(one, source_named(chosen))
     _add_run(convert)
     return parser
+
+
+def _chosen(given: list[str]) -> str | None:
+    """The source that the arguments name: its fields are flags, so it has to be known before they are read."""
+    guess = given[1] if len(given) > 1 and not given[1].startswith("-") else None
+    return guess or next((text for text in given[1:] if exists(text)), None)
 
 
 def _examples(verb: str, chosen: str | None) -> dict[str, Any]:
@@ -125,6 +131,8 @@ def _headline(source: type[Source]) -> str:
 
 def _source(options: argparse.Namespace) -> Source:
     kind = source_named(options.source)
+    if not all(hasattr(options, field.name) for field in fields(kind)):
+        raise RequestError(f"{options.source}: expected the source before the options, found it behind")
     values = {field.name: getattr(options, field.name) for field in fields(kind)}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None})
 

@@ -6,17 +6,17 @@ costs a bit, only missing names are kept.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipelines.images import Images
 from pipelines.source import Source
-from pipelines.stores import safe
+from pipelines.stores import by_stem, safe, stem
 from schemas import Reject
 
 EXAMPLES = 5  # of each kind
+_BY_NAME, _AS_TWIN = 1, 2  # how a file was referred to
 
 
 class Listing:
@@ -34,7 +34,7 @@ class Listing:
         """Mark a name as asked for."""
         number = self._number.get(name)
         if number is not None:
-            self._referred[number] = 1
+            self._referred[number] |= _BY_NAME
         elif name not in self.absent:
             self._look_further(name)
 
@@ -44,23 +44,22 @@ class Listing:
         except Reject:
             clean = name
         number = self._number.get(clean)
-        twin = None if number is not None else self._twin(clean)
         if number is not None:
-            self._referred[number] = 1
+            self._referred[number] |= _BY_NAME
             return
-        self.absent[name] = twin
+        twin = self.absent[clean] = self._twin(clean)
         if twin is not None:
-            self._referred[self._number[twin]] = 1
+            self._referred[self._number[twin]] |= _AS_TWIN
 
     def _twin(self, name: str) -> str | None:
         if self._by_stem is None:
-            self._by_stem = {os.path.splitext(known)[0]: known for known in sorted(self._number, reverse=True)}
-        return self._by_stem.get(os.path.splitext(name)[0])
+            self._by_stem = by_stem(self._number)
+        return self._by_stem.get(stem(name))
 
     @property
     def present(self) -> int:
         """Distinct names that were asked for and are there."""
-        return sum(self._referred) - len(set(filter(None, self.absent.values())))
+        return self._referred.count(_BY_NAME) + self._referred.count(_BY_NAME | _AS_TWIN)
 
     @property
     def missing(self) -> list[str]:

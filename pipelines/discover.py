@@ -19,12 +19,20 @@ def sources() -> dict[str, type[Source]]:
 
 def source(name: str) -> type[Source]:
     """The source of this name. Raises RequestError, with the nearest name, where there is none."""
-    if name.isidentifier() and (Path(__file__).parent / f"{name}.py").exists():
-        found = _source(name)
-        if found is not None:
-            return found
+    found = _source(name) if _listed(name) else None
+    if found is not None:
+        return found
     near = difflib.get_close_matches(name, sources(), 1, 0.4)
     raise RequestError(f"{name}: expected one of {', '.join(sources())}{f'; did you mean {near[0]}?' if near else ''}")
+
+
+def exists(name: str) -> bool:
+    """Whether there is a source of this name."""
+    return _listed(name) and _source(name) is not None
+
+
+def _listed(name: str) -> bool:
+    return name.isidentifier() and (Path(__file__).parent / f"{name}.py").exists()
 
 
 def _source(name: str) -> type[Source] | None:

@@ -32,8 +32,6 @@ from shards.manifest import Manifest, RejectRow, Unit
 from shards.write import versions
 from shards.writer import SHARD_BYTES, UnitWriter
 
-MAX_DETAIL = 500  # characters of a reject's detail that are kept
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -110,13 +108,13 @@ class _Job:
 
 
 class _Counters:
-    """Records read, rejects and bytes so far, shared by all workers."""
+    """Records read, rejects and bytes so far, shared by all workers. Read without the lock: a killed worker may hold it for ever."""
 
     def __init__(self, context: Any) -> None:
-        self.values = context.Array("q", 3)
+        self.values, self._lock = context.RawArray("q", 3), context.Lock()
 
     def add(self, read: int, rejected: int, size: int) -> None:
-        with self.values.get_lock():
+        with self._lock:
             for index, number in enumerate((read, rejected, size)):
                 self.values[index] += number
 
@@ -202,7 +200,7 @@ def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> Non
                 tally.update(sample.counts)
                 progress.note(size)
             except (Reject, RecordError) as error:
-                rejects.append(_reject(row, f"{number:06d}-{index:08d}", error))
+                rejects.append(manifest.reject(row.file, row.number, f"{number:06d}-{index:08d}", error))
                 progress.note(None)
         shards = writer.close()
     progress.flush()
@@ -219,11 +217,6 @@ def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> Non
         suffixes=sorted(writer.suffixes),
     )
     manifest.commit(job.folder, unit_commit)
-
-
-def _reject(row: Row, key: str, error: Reject | RecordError) -> RejectRow:
-    detail = error.detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode()
-    return RejectRow(row.file, row.number, key, error.reason, detail)
 
 
 class _Progress:

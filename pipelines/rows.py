@@ -29,6 +29,7 @@ REFUSED = (msgspec.DecodeError, RecursionError)  # what msgspec raises on a file
 _GAP = re.compile(rb"[\s,]*")
 _NAN = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|-?Infinity|NaN', re.S)
 _SPACE = re.compile(rb"\s*")
+_ONE_KEY = re.compile(rb'\s*,?\s*"[^"\\]*(?:\\.[^"\\]*)*"\s*:\s*', re.S)
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'[\[{](?:[^"\[\]{}]++|' + _STRING + rb")*+[\]}]"
 _NESTED = rb'[\[{](?:[^"\[\]{}]++|' + _STRING + rb"|" + _FLAT + rb")*+[\]}]"
@@ -137,7 +138,38 @@ def tables(path: Path, names: Sequence[str]) -> dict[str, Rows]:
         raise SourceError(f"{path}: expected lists named {', '.join(names)}, found {error}") from error
     except REFUSED:
         return {name: Rows([path], [ranges]) for name, ranges in scan_tables(path, data, names).items()}
+    _stated_once(path, data)
     return {name: Rows([path], [_offsets(data, getattr(decoded, name))]) for name in names if getattr(decoded, name)}
+
+
+def _stated_once(path: Path, data: mmap.mmap | bytes) -> None:
+    """Raise SourceError where a file states a field of its object twice: parsers keep the last, and lose the first in silence."""
+    view = _text(data)
+    fields = msgspec.json.decode(view, type=dict[str, msgspec.Raw])
+    base = np.frombuffer(view, np.uint8).ctypes.data - (len(data) - len(view))
+    spans = sorted((int(np.frombuffer(raw, np.uint8).ctypes.data) - base, len(memoryview(raw))) for raw in fields.values())
+    end = data.find(b"{") + 1
+    for start, length in spans:
+        if not _ONE_KEY.fullmatch(data, end, start):
+            where = position(path, data, end)
+            raise SourceError(f"{where}: expected every field once, found {bytes(data[end : end + 30])!r}, which comes again")
+        end = start + length
+
+
+def once(data: Any, names: Sequence[str]) -> None:
+    """Raise Reject(repeated_field) where a row states one of these fields twice: which of the two is meant, nobody knows."""
+    text = bytes(data)
+    for name in names:
+        if text.count(b'"%s"' % name.encode()) > 1 and _times(text, name) > 1:
+            raise Reject("repeated_field", f"expected {name} once, found it twice")
+
+
+def _times(text: bytes, name: str) -> int:
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return 0  # decoding says what is wrong
+    return sum(key == name for key, _ in pairs)
 
 
 def decode(data: Any, decoder: msgspec.json.Decoder[T]) -> T:

@@ -3,12 +3,16 @@
 A source is a frozen dataclass. Its fields are its options, and so its flags; its class attribute `name` is the module's name. It answers
 four questions, and never touches keys, tars, counts of rejects or processes:
 
-    units(limit)       how the input is cut: contiguous, decided by the input alone
-    rows(unit)         the input items of a unit, in order
-    sample(row)        the record of one item; raises Reject where there is none
-    references(...)    the names of the pictures that each item refers to, for `pipelines check`
+    units(limit)   how the input is cut: contiguous, decided by the input alone
+    rows(unit)     the input items of a unit, in order
+    sample(row)    the record of one item; raises Reject where there is none
+    references()   the names of the pictures that each item refers to, for `pipelines check`
 
-One item gives exactly one record or one reject, because nothing else can be said.
+One item gives exactly one record or one reject, because nothing else can be said. Where a source has more to say, it may also have
+
+    notes()        counts that belong to the input as a whole: a Tally, put into the manifest once
+    names()        (name, size) of the pictures, where they do not lie in `images`
+    absent()       paths that were asked for and are known never to have existed
 """
 
 from __future__ import annotations
