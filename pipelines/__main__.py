@@ -14,7 +14,7 @@ from pipelines.discover import exists, sources
 from pipelines.discover import source as source_named
 from pipelines.source import Source
 from schemas import RequestError, ShardweaveError
-from shards import command
+from shards import command, manifest
 
 EXAMPLE = "llava --annotations llava_v1_5_mix665k.json --images playground/data"
 
@@ -152,10 +152,11 @@ def _convert(options: argparse.Namespace) -> int:
         raise RequestError(f"--shard-bytes: expected at least 1KiB, found {options.shard_bytes}")
     plan = Plan(workers=options.workers, shard_bytes=options.shard_bytes, limit=options.limit)
     found = ingest(_source(options), options.out, plan)
-    value = {"place": str(options.out), "totals": found.totals, "rejected": found.rejected, "images_dropped": found.images_dropped}
-    value |= {"regions_dropped": found.regions_dropped, "shards": len(found.shards), "fingerprint": found.fingerprint}
+    families = manifest.families(options.out)
+    value = {"place": str(options.out), "totals": found.totals, **families}
+    value |= {"shards": len(found.shards), "fingerprint": found.fingerprint}
     then = f"next: python -m shards check {options.out} --deep"
-    command.emit(value, options.json, lambda: "\n".join([*summary(found), then]))
+    command.emit(value, options.json, lambda: "\n".join([*summary(found, families), then]))
     return _status(found.totals, options.max_reject_rate)
 
 

@@ -160,7 +160,10 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Coco:
-    """COCO: captions, instances, keypoints, panoptic maps; any of the files, one record an image."""
+    """COCO: captions, instances, keypoints, panoptic maps; any of the files, one record an image.
+
+    example: coco --captions annotations/captions_train2017.json --instances annotations/instances_train2017.json --images train2017
+    """
 
     name: ClassVar[str] = "coco"
 

@@ -163,7 +163,10 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grand:
-    """GranD scenes as grounded records. The module's docstring says what is kept."""
+    """GranD scenes as grounded records. The module's docstring says what is kept.
+
+    example: grand --annotations annotations/part_1.tar.gz --images sa1b
+    """
 
     name: ClassVar[str] = "grand"
 

@@ -277,17 +277,13 @@ def rows_of(source: Source, limit: int | None = None) -> Iterator[Row]:
         yield from source.rows(unit)
 
 
-def summary(found: Manifest) -> Sequence[str]:
-    """The lines that add up."""
+def summary(found: Manifest, families: dict[str, dict[str, int]]) -> Sequence[str]:
+    """The lines that add up, and every count of what was rejected, dropped, mended or noted."""
     totals = found.totals
     lines = [
         f"read {totals['read']:,} = written {totals['written']:,} + rejected {totals['rejected']:,}",
         f"{totals['images']:,} pictures in {len(found.shards):,} shards, {sum(shard.bytes for shard in found.shards) / 1e6:,.1f} MB",
     ]
-    for title, counts in (
-        ("rejected", found.rejected),
-        ("pictures dropped", found.images_dropped),
-        ("regions dropped", found.regions_dropped),
-    ):
-        lines += [f"  {title}: {reason} {number:,}" for reason, number in counts.items()]
+    for family, counts in families.items():
+        lines += [f"  {family.replace('_', ' ')}: {reason} {number:,}" for reason, number in counts.items()]
     return lines

@@ -49,7 +49,6 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
 
 import msgspec
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pipelines.images import Found, Images
 from pipelines.rows import BOM, decode, decode_nan
@@ -132,7 +131,10 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mmc4:
-    """MMC4 documents as interleaved records. The module's docstring says what is kept."""
+    """MMC4 documents as interleaved records. The module's docstring says what is kept.
+
+    example: mmc4 --annotations docs_shard_0_v2.jsonl.zip --images images --layout shard
+    """
 
     name: ClassVar[str] = "mmc4"
 
@@ -257,6 +259,8 @@ class Mmc4:
             raise Reject("similarity_matrix", f"expected {len(pictures)} finite rows of {count} similarities, found something else")
         if self.assignment == "argmax":
             return [int(at) for at in matrix.argmax(axis=1)]
+        from scipy.optimize import linear_sum_assignment  # a second to import, and only lsa needs it
+
         rows, columns = linear_sum_assignment(-matrix)
         one_to_one = dict(zip(rows.tolist(), columns.tolist(), strict=True))
         return [one_to_one.get(index) for index in range(len(pictures))]

@@ -42,8 +42,8 @@ class Row(NamedTuple):
 class Tally(Counter[tuple[str, str]]):
     """How often what was dropped or mended: (family, reason) to number.
 
-    Families end up in the manifest under their names: images_dropped, regions_dropped, spans_dropped, expressions_dropped,
-    relations_dropped, maps_dropped, mended.
+    Families end up in the manifest under their names: images_dropped, regions_dropped, masks_dropped, spans_dropped,
+    expressions_dropped, relations_dropped, maps_dropped, turns_dropped, captions_dropped, meta_dropped; mended; notes.
     """
 
     def note(self, family: str, reason: str, times: int = 1) -> None:

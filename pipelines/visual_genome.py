@@ -146,7 +146,10 @@ class _Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualGenome:
-    """Visual Genome: objects, attributes, relationships, region descriptions, questions; one record an image."""
+    """Visual Genome: objects, attributes, relationships, region descriptions, questions; one record an image.
+
+    example: visual_genome --annotations visual_genome --images VG_100K --images VG_100K_2
+    """
 
     name: ClassVar[str] = "visual_genome"
 

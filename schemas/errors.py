@@ -31,6 +31,9 @@ class ShardError(ShardweaveError):
         where = f"{shard} {key}" if key else shard
         super().__init__(f"{where}: {what}: expected {expected}, found {found}")
 
+    def __reduce__(self) -> tuple[type["ShardError"], tuple[object, ...]]:
+        return ShardError, (self.shard, self.key, self.what, str(self.expected), str(self.found))
+
 
 class RecordError(ShardweaveError):
     """A record breaks a rule of format 1.
@@ -41,6 +44,9 @@ class RecordError(ShardweaveError):
     def __init__(self, reason: str, detail: str) -> None:
         self.reason, self.detail = reason, detail
         super().__init__(f"{reason}: {detail}")
+
+    def __reduce__(self) -> tuple[type["RecordError"], tuple[str, str]]:
+        return RecordError, (self.reason, self.detail)
 
 
 class Reject(ShardweaveError):

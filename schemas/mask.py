@@ -37,8 +37,9 @@ def runs(mask: Mask) -> np.ndarray:
     if not len(text) or text.min() < 0 or text.max() > 63 or text[-1] & 0x20:
         raise MaskRefused("mask_runs", "expected whole run lengths, found a cut or foreign string")
     lengths = _undo_delta(_numbers(text))
-    if lengths.min() < 0 or lengths.sum() != height * width:
-        raise MaskRefused("mask_runs", f"expected runs of {height * width} pixels, found {int(lengths.sum())}")
+    pixels = height * width
+    if lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:  # the maximum first: a sum can wrap around
+        raise MaskRefused("mask_runs", f"expected runs of {pixels} pixels, found {len(lengths)} runs of another sum")
     return lengths
 
 

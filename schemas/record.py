@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from schemas.errors import RecordError
+
 FORMAT = 1
 IMAGE_FORMATS = ("jpg", "png", "gif", "webp", "tif", "bmp")
 ROLES = ("text", "system", "user", "assistant", "tool")
@@ -236,8 +238,11 @@ def record(
 
 
 def json_text(value: Any) -> str:
-    """Compact JSON text, as `meta` and `attributes` hold it. NaN and infinities become null."""
-    return msgspec.json.encode(value).decode()
+    """Compact JSON text, as `meta` and `attributes` hold it. NaN and infinities become null. Raises RecordError for a lone surrogate."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError as error:
+        raise RecordError("text_unicode", f"expected text that UTF-8 can hold, found {error}"[:300]) from error
 
 
 _decoder = msgspec.json.Decoder(Record)

@@ -2,15 +2,17 @@
 
 Reasons are fixed and short because they are counted:
 
-    format key source language meta empty           the record
-    image_size image_format image_bytes member      a picture's entry
-    not_finite                                      similarity, seconds, score
-    role part part_image part_region image_unplaced a turn
-    span_range span_region span_cross               a span
+    format key source language meta empty             the record
+    image_size image_format image_bytes member        a picture's entry
+    not_finite                                        similarity, seconds, score
+    role part part_image part_region image_unplaced   a turn
+    span_range span_region span_cross                 a span
     region_id region_image box mask points attributes
     expression_region relation_region
     map_image map_kind map_encoding map_member map_segments
-    text_unicode                                    a lone surrogate somewhere
+
+`shards.writer` adds what only whoever writes the bytes can see: types (a field of another type), text_unicode (a lone surrogate),
+image_bytes, payloads, map_png, map_size and map_encoding (the PNG is not what the record says).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from schemas.record import FORMAT, IMAGE_FORMATS, ROLES, Choice, Image, Map, Rec
 
 MAX_META = 64_000  # bytes
 MAX_MEMBER = 100  # bytes of a ustar name
+MAX_SIDE = 2**31 - 1  # pixels; what the index holds
 KEY = re.compile(r"[0-9]{6}-[0-9]{8}")
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 MAP_NAME = re.compile(r"[a-z0-9_]{1,32}")
@@ -69,7 +72,7 @@ def _json_object(text: str) -> None:
     _require(size < MAX_META, "meta", "meta", f"under {MAX_META} bytes", size)
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise RecordError("meta", f"meta: expected JSON text, found {error}") from error
     _require(isinstance(value, dict), "meta", "meta", "a JSON object", type(value).__name__)
 
@@ -77,7 +80,8 @@ def _json_object(text: str) -> None:
 def _image(key: str, index: int, image: Image) -> None:
     where = f"image {index}"
     _require(image.format in IMAGE_FORMATS, "image_format", where, IMAGE_FORMATS, image.format)
-    _require(image.width > 0 and image.height > 0, "image_size", where, "a size", (image.width, image.height))
+    sized = 0 < image.width <= MAX_SIDE and 0 < image.height <= MAX_SIDE
+    _require(sized, "image_size", where, f"sides of 1 to {MAX_SIDE}", (image.width, image.height))
     _require(image.bytes > 0, "image_bytes", where, "bytes", image.bytes)
     _member(image.member, f"{key}.{index}.{image.format}", where)
     _finite(image.similarity, f"{where} similarity")
@@ -129,7 +133,7 @@ def _mask(mask: masks.Mask, image: Image, where: str) -> None:
 def _attributes(text: str, where: str) -> None:
     try:
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise RecordError("attributes", f"{where}: expected JSON text, found {error}") from error
 
 

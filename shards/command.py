@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -49,7 +50,9 @@ def tell(message: str, status: int) -> int:
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """The result on stdout: JSON for programs, text for people."""
+    """The result on stdout: JSON for programs, text for people. A file name that is no UTF-8 is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(json.dumps(value, ensure_ascii=False) if as_json else text())
 
 

@@ -36,12 +36,17 @@ class Digests:
 
     def wait(self, tail: bytes) -> str:
         """Everything hashed and then the shard's last bytes: the shard's sha256."""
-        self._queue.put(None)
-        self._thread.join()
+        self.stop()
         if self._error is not None:
             raise self._error
         self._sha256.update(tail)
         return self._sha256.hexdigest()
+
+    def stop(self) -> None:
+        """The thread ended, whatever came of it. May be called again."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:

@@ -18,11 +18,16 @@ def aside(path: Path) -> Path:
 
 def write(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, wholly or not at all."""
-    with aside(path).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(path)
+    try:
+        with aside(path).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside(path).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def publish(path: Path) -> None:

@@ -7,6 +7,7 @@ images (width, height, bytes, xxh3 of the payload as 16 bytes, similarity); text
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -127,12 +128,19 @@ class Index(NamedTuple):
     tar_sha256: str
 
 
-def read(path: Path) -> Index:
-    """The index in this file. Raises ShardError where it is damaged or missing."""
+def read(path: Path, sha256: str) -> Index:
+    """The index in this file. Raises ShardError where it is missing, or is not the one with this hash, or points outside of its tar."""
     try:
-        table = pq.read_table(path, partitioning=None)  # pyright: ignore[reportArgumentType] - a name like a=b is no partition
+        data = path.read_bytes()
+    except OSError as error:
+        raise ShardError(path.name, None, "index unreadable", "a parquet index", error.strerror) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:  # a parquet reader is not made for damaged files: it only sees the one that was written
+        raise ShardError(path.name, None, "index altered", f"sha256 {sha256}", found)
+    try:
+        table = parquet(pa.BufferReader(data))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ShardError(path.name, None, "index unreadable", "a parquet index", str(error).splitlines()[0][:200]) from error
+        raise ShardError(path.name, None, "index unreadable", "a parquet index", str(error)[:200]) from error
     if not table.schema.equals(SCHEMA, check_metadata=False):
         raise ShardError(path.name, None, "index columns", SCHEMA.names, table.schema.names)
     metadata = table.schema.metadata or {}
@@ -142,6 +150,7 @@ def read(path: Path) -> Index:
         raise ShardError(path.name, None, "index metadata", "tar_bytes and tar_sha256", dict(metadata)) from error
     members, images = _combined(table, "members"), _combined(table, "images")
     flat = members.flatten()
+    _sound(path.name, table, members, images, tar_bytes)
     return Index(
         table=table,
         keys=table["key"].to_pylist(),
@@ -156,6 +165,27 @@ def read(path: Path) -> Index:
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
     )
+
+
+def parquet(source: Any) -> pa.Table:
+    """The whole table, read by this thread alone: small files need no pool, and a pool can abort a process that ends at once."""
+    with pq.ParquetFile(source, pre_buffer=False) as file:
+        return file.read(use_threads=False)
+
+
+def _sound(name: str, table: pa.Table, members: pa.ListArray, images: pa.ListArray, tar_bytes: int) -> None:
+    """Raise ShardError unless every number is there and every record and payload lies inside the tar, the payloads inside their record."""
+    columns = [table[column] for column in SCHEMA.names if column != "source_id"]
+    columns += [*members.flatten().flatten(), *images.flatten().flatten()[:4]]
+    if any(column.null_count for column in columns):
+        raise ShardError(name, None, "index columns", "no nulls", "nulls")
+    start, length = table["offset"].to_numpy(), table["length"].to_numpy()
+    number = np.diff(members.offsets.to_numpy())
+    inside = (start >= 0) & (start <= tar_bytes) & (length >= 0) & (length <= tar_bytes - start) & (number > 0)
+    at, size = (members.flatten().field(field).to_numpy() for field in ("offset", "size"))
+    begin, end = np.repeat(start, number), np.repeat(start + length, number)
+    if not inside.all() or not ((begin <= at) & (at <= end) & (size >= 0) & (size <= end - at)).all():
+        raise ShardError(name, None, "index offsets", f"members inside of their record, records inside of {tar_bytes} bytes", "others")
 
 
 def _combined(table: pa.Table, column: str) -> pa.ListArray:

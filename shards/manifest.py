@@ -11,26 +11,31 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from schemas import RequestError, ShardError
+from schemas import RecordError, Reject, RequestError, ShardError
 from shards import durable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNITS = "_units"
+MAX_DETAIL = 500  # characters of a reject's detail that are kept
 _HASH = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
+
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_][0-9A-Za-z_.-]*\.tar$")]  # of a file beside the manifest, and of no other
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class ShardInfo(msgspec.Struct, frozen=True):
     """A finished shard: file name, what it holds, its size, and the hashes of tar and index."""
 
-    name: str
-    records: int
-    images: int
-    bytes: int
+    name: Name
+    records: Number
+    images: Number
+    bytes: Number
     sha256: str
     index_sha256: str
 
@@ -45,14 +50,19 @@ class RejectRow(msgspec.Struct, frozen=True, array_like=True):
     detail: str
 
 
+def reject(file: str, row: int, key: str, error: Reject | RecordError) -> RejectRow:
+    """The ledger's row of an input that was refused; its detail is cut, and made text that UTF-8 can hold."""
+    return RejectRow(file, row, key, error.reason, error.detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode())
+
+
 class Unit(msgspec.Struct):
     """The commit of one unit."""
 
-    unit: int
+    unit: Number
     run: str  # fingerprint of the run it belongs to
-    read: int
-    written: int
-    images: int
+    read: Number
+    written: Number
+    images: Number
     rejects: list[RejectRow]
     dropped: dict[str, dict[str, int]]  # family -> reason -> number
     shards: list[ShardInfo]
@@ -62,7 +72,7 @@ class Unit(msgspec.Struct):
 class Rejects(msgspec.Struct, frozen=True):
     """The reject ledger's size and hash."""
 
-    rows: int
+    rows: Number
     sha256: str
 
 
@@ -75,7 +85,7 @@ class Manifest(msgspec.Struct):
     inputs: list[dict[str, Any]]
     versions: dict[str, str]
     shards: list[ShardInfo]
-    totals: dict[str, int]
+    totals: dict[str, Number]
     rejected: dict[str, int]
     images_dropped: dict[str, int]
     regions_dropped: dict[str, int]
@@ -105,10 +115,15 @@ def committed(folder: Path, numbers: Iterable[int] | None = None) -> dict[int, U
 
 def read_unit(path: Path) -> Unit:
     """One commit. Raises ShardError where it is damaged."""
+    name = f"{UNITS}/{path.name}"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Unit)
-    except msgspec.DecodeError as error:
-        raise ShardError(f"{UNITS}/{path.name}", None, "commit unreadable", "a unit's commit", str(error)) from error
+        unit = msgspec.json.decode(path.read_bytes(), type=Unit)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ShardError(name, None, "commit unreadable", "a unit's commit", str(error)) from error
+    if path.stem != f"{unit.unit:06d}" or unit.read != unit.written + len(unit.rejects):
+        found = f"unit {unit.unit}: {unit.read}, {unit.written} and {len(unit.rejects)}"
+        raise ShardError(name, None, "commit altered", f"unit {path.stem}, read = written + rejected", found)
+    return unit
 
 
 def add_up(families: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
@@ -166,7 +181,20 @@ def decode(data: bytes) -> Manifest:
         raise ShardError(MANIFEST, None, "manifest unreadable", "a manifest", str(error)) from error
     if manifest.format != FORMAT:
         raise ShardError(MANIFEST, None, "manifest format", FORMAT, manifest.format)
+    lacking = {"read", "written", "rejected", "images"} - set(manifest.totals)
+    if lacking or len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        found = f"no total {', '.join(sorted(lacking))}" if lacking else "a shard twice"
+        raise ShardError(MANIFEST, None, "manifest unreadable", "four totals, and each shard once", found)
     return manifest
+
+
+_NO_FAMILY = frozenset(("options", "versions", "totals", "rejects"))
+
+
+def families(folder: Path) -> dict[str, dict[str, int]]:
+    """What was rejected, dropped, mended or noted: every family of counts in a manifest, by reason. Raises as `read_bytes`."""
+    content = msgspec.json.decode(read_bytes(folder), type=dict[str, Any])
+    return {name: counts for name, counts in content.items() if isinstance(counts, dict) and name not in _NO_FAMILY}
 
 
 def _unfinished(folder: Path) -> str:

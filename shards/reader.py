@@ -43,7 +43,7 @@ class Sample:
         return self.member(self.record.maps[position].member)
 
     def member(self, name: str) -> memoryview:
-        """The payload of a member, by full name. Raises KeyError."""
+        """The payload of a member, by full name. Raises KeyError where the index knows none of this name."""
         for member, offset, size in self._shard.members(self._row):
             if member == name:
                 return self._shard.view[offset : offset + size]
@@ -67,7 +67,9 @@ class Shard:
     @cached_property
     def index(self) -> index.Index:
         """The shard's index, checked against the manifest's count."""
-        found = index.read((self.folder / self.name).with_suffix(".parquet"))
+        found = index.read((self.folder / self.name).with_suffix(".parquet"), self.info.index_sha256)
+        if found.tar_bytes != self.info.bytes:
+            raise ShardError(self.name, None, "tar size in the index", self.info.bytes, found.tar_bytes)
         if len(found.keys) != self.info.records:
             raise ShardError(self.name, None, "index rows", self.info.records, len(found.keys))
         return found
@@ -91,7 +93,9 @@ class Shard:
         return list(zip(found.member_names[rows], found.member_offsets[rows], found.member_sizes[rows], strict=True))
 
     def __getitem__(self, row: int) -> Sample:
-        """The record in this row, its bytes checked. Raises ShardError."""
+        """The record in this row, its bytes checked. Raises ShardError, IndexError."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.name} row {row}: expected one from 0 to {len(self) - 1}")
         found = self.index
         offset = found.offsets[row]
         checksum = isal_zlib.crc32(self.view[offset : offset + found.lengths[row]])
@@ -101,7 +105,7 @@ class Shard:
         start = found.member_offsets[json]
         try:
             record = decode(self.view[start : start + found.member_sizes[json]])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ShardError(self.name, found.keys[row], "record unreadable", "a record of format 1", error) from error
         return Sample(self, row, record)
 

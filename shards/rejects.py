@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import ShardError
+from shards.index import parquet
 from shards.manifest import RejectRow
 
 REJECTS = "rejects.parquet"
@@ -36,6 +37,6 @@ def encode(rows: Iterable[RejectRow]) -> bytes:
 def read(folder: Path) -> pa.Table:
     """The ledger of a data set. Raises ShardError where it is missing or damaged."""
     try:
-        return pq.read_table(folder / REJECTS)
+        return parquet(folder / REJECTS)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(REJECTS, None, "rejects unreadable", "a parquet table", str(error).splitlines()[0][:200]) from error

@@ -8,8 +8,10 @@ this host the process itself is asked, so that a killed run is continued at once
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from schemas import RequestError
 from shards import durable
 from shards.manifest import MANIFEST, UNITS
@@ -25,11 +29,29 @@ from shards.manifest import MANIFEST, UNITS
 RUN = "run.json"
 HEARTBEAT = 10.0  # seconds between two
 STALE = 60.0  # seconds after which an owner elsewhere counts as gone
+log = logging.getLogger(__name__)
 
 
 def fingerprint(content: dict[str, Any]) -> str:
     """sha256 of what decides the output: source, options, inputs, versions."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Who writes: where, which process, and when it was last seen."""
+
+    host: str
+    pid: int
+    space: str | None  # what makes a process number mean something: this start of this machine, this container
+    started: str | None  # in clock ticks: a process number alone may belong to another process by now
+    heartbeat: float
+
+
+class _Found(msgspec.Struct):
+    """What is read of a run.json."""
+
+    fingerprint: str
+    lease: Lease | None
 
 
 @contextlib.contextmanager
@@ -39,10 +61,14 @@ def claimed(folder: Path, content: dict[str, Any]) -> Iterator[str]:
     Raises RequestError where another writer holds it, where it was begun with something else, or where it holds files of somebody else.
     """
     _prepare(folder)
+    content = json.loads(json.dumps(content))  # as it will be read: a tuple comes back as a list
     run = fingerprint(content)
-    _take(folder, run, content)
-    durable.remove_leftovers(folder)
-    durable.remove_leftovers(folder / UNITS)
+    with _alone(folder):
+        _take(folder, run, content)
+        durable.remove_leftovers(folder)
+        durable.remove_leftovers(folder / UNITS)
+    place = os.path.realpath(folder)
+    _held.add(place)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(folder, run, content, stop), name="heartbeat", daemon=True)
     beat.start()
@@ -51,58 +77,76 @@ def claimed(folder: Path, content: dict[str, Any]) -> Iterator[str]:
     finally:
         stop.set()
         beat.join()
-        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended; the dead owner is noticed anyway
-            _write(folder, run, content, None)
+        _held.discard(place)
+        with contextlib.suppress(OSError, RequestError):  # a full disk must not hide why the run ended; the dead owner is noticed anyway
+            if _ours(_read(folder).lease):
+                _write(folder, run, content, None)
+
+
+_held: set[str] = set()  # places that this process writes to: its own number in a lease says nothing about it
 
 
 def _prepare(folder: Path) -> None:
     try:
-        if folder.is_dir() and not (folder / RUN).exists() and any(folder.iterdir()):
-            raise RequestError(f"{folder}: expected an empty place or a run to go on with, found other files")
+        if folder.is_dir() and not (folder / RUN).exists():
+            for path in sorted(folder.iterdir()):
+                # What a run that was killed before it had its run.json leaves is nobody's.
+                if not (path.match(".*.part") or (path.name == UNITS and not any(path.iterdir()))):
+                    raise RequestError(f"{folder}: expected an empty place or a run to go on with, found other files ({path.name})")
         (folder / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{folder}: expected a place to write to, found {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else on this host is between asking for the lease and taking it. A killed owner's lock is gone with it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: then takers in the same instant are told by the heartbeat
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _take(folder: Path, run: str, content: dict[str, Any]) -> None:
-    """Create run.json, or take it over from an owner that is gone."""
-    for _ in range(10):
-        if _created(folder, run, content):
-            return
-        try:
-            found = json.loads((folder / RUN).read_bytes())
-        except FileNotFoundError:
-            continue  # somebody else is taking it over
-        except ValueError as error:
-            raise RequestError(f"{folder / RUN}: expected a run, found {error}") from error
-        _same(folder, found, run, content)
-        if _alive(found.get("lease")):
-            raise RequestError(f"{folder}: expected a free place, found another writer at work ({_owner(found['lease'])})")
-        with contextlib.suppress(FileNotFoundError):  # only one of several takers renames it
-            (folder / RUN).rename(folder / f".{RUN}.{os.getpid()}.part")
-    raise RequestError(f"{folder}: expected to take over {RUN}, found others doing so again and again")
+    """Create run.json, or take it over from an owner that is gone. There is never a moment without one."""
+    if not (folder / RUN).exists() and _created(folder, run, content):
+        return
+    found = _read(folder)
+    if found.fingerprint != run:
+        raise RequestError(f"{folder}: {_begun_with(json.loads((folder / RUN).read_bytes()), content)}")
+    if found.lease is not None and _alive(found.lease, folder):
+        raise RequestError(f"{folder}: expected a free place, found another writer at work ({_owner(found.lease)})")
+    _write(folder, run, content, _lease())
+
+
+def _read(folder: Path) -> _Found:
+    try:
+        return msgspec.json.decode((folder / RUN).read_bytes(), type=_Found)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{folder / RUN}: expected what a run was begun with, found {error}") from error
 
 
 def _created(folder: Path, run: str, content: dict[str, Any]) -> bool:
     whole = folder / f".{RUN}.new.{os.getpid()}.part"
-    whole.write_bytes(_encode(run, content, _lease()))
     try:
+        durable.write(whole, _encode(run, content, _lease()))
         os.link(whole, folder / RUN)
     except FileExistsError:
         return False
     finally:
-        whole.unlink()
+        whole.unlink(missing_ok=True)
     durable.sync_folder(folder)
     return True
 
 
-def _same(folder: Path, found: dict[str, Any], run: str, content: dict[str, Any]) -> None:
-    if found.get("fingerprint") == run:
-        return
+def _begun_with(found: dict[str, Any], content: dict[str, Any]) -> str:
     for name in sorted(content):
         if found.get(name) != content[name]:
-            raise RequestError(f"{folder}: begun with another {name}: {_difference(found.get(name), content[name])}")
-    raise RequestError(f"{folder}: begun as another run")
+            return f"begun with another {name}: {_difference(found.get(name), content[name])}"
+    return "begun as another run"
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -118,43 +162,58 @@ def _short(value: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _lease() -> dict[str, Any]:
+def _lease() -> Lease:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "heartbeat": time.time()}
+    return Lease(socket.gethostname(), pid, _space(), _started(pid), time.time())
+
+
+def _space() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in clock ticks: a process number alone may belong to another one by now."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return None
 
 
-def _alive(lease: dict[str, Any] | None) -> bool:
-    if lease is None:
-        return False
-    if lease["host"] == socket.gethostname() and lease["started"] is not None:
-        return _started(lease["pid"]) == lease["started"] and lease["pid"] != os.getpid()
-    return time.time() - lease["heartbeat"] < STALE
+def _ours(lease: Lease | None) -> bool:
+    mine = _lease()
+    return lease is not None and (lease.host, lease.pid, lease.space, lease.started) == (mine.host, mine.pid, mine.space, mine.started)
 
 
-def _owner(lease: dict[str, Any]) -> str:
-    return f"process {lease['pid']} on {lease['host']}, last seen {max(0, time.time() - lease['heartbeat']):.0f} s ago"
+def _alive(lease: Lease, folder: Path) -> bool:
+    if _ours(lease):
+        return os.path.realpath(folder) in _held
+    if lease.space is not None and lease.space == _space() and lease.started is not None:
+        return _started(lease.pid) == lease.started
+    return time.time() - lease.heartbeat < STALE
+
+
+def _owner(lease: Lease) -> str:
+    return f"process {lease.pid} on {lease.host}, last seen {max(0, time.time() - lease.heartbeat):.0f} s ago"
 
 
 def _beat(folder: Path, run: str, content: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
-        with contextlib.suppress(OSError):  # the next beat tries again; a full disk stops the run where it writes shards
+        with contextlib.suppress(OSError, RequestError):  # the next beat tries again; a full disk stops the run where it writes shards
+            if not _ours(_read(folder).lease):
+                log.warning("%s: another writer has taken over: this one was not seen for %.0f s", folder, STALE)
+                return
             _write(folder, run, content, _lease())
 
 
-def _write(folder: Path, run: str, content: dict[str, Any], lease: dict[str, Any] | None) -> None:
+def _write(folder: Path, run: str, content: dict[str, Any], lease: Lease | None) -> None:
     durable.write(folder / RUN, _encode(run, content, lease))
 
 
-def _encode(run: str, content: dict[str, Any], lease: dict[str, Any] | None) -> bytes:
-    return (json.dumps({"fingerprint": run, **content, "lease": lease}, indent=1, ensure_ascii=False) + "\n").encode()
+def _encode(run: str, content: dict[str, Any], lease: Lease | None) -> bytes:
+    whole = {"fingerprint": run, **content, "lease": msgspec.to_builtins(lease)}
+    return (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def finished(folder: Path) -> bool:

@@ -12,7 +12,7 @@ MAX_LINES = 12  # of one kind of thing, before the rest is only counted
 
 def show(sample: Sample) -> str:
     """The record as lines of text. Control characters in upstream text are escaped, so that it can not drive the terminal."""
-    return "\n".join(_lines(sample.record))
+    return "\n".join(_plain(line) for line in _lines(sample.record))
 
 
 def _lines(record: Record) -> Iterator[str]:

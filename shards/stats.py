@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.manifest import families
 from shards.reader import Shards
 from shards.reader import open as open_shards
 
@@ -24,9 +25,7 @@ def stats(place: str | Path) -> dict[str, Any]:
         "totals": found.totals,
         "shards": len(found.shards),
         "bytes": sum(shard.bytes for shard in found.shards),
-        "rejected": found.rejected,
-        "images_dropped": found.images_dropped,
-        "regions_dropped": found.regions_dropped,
+        "families": families(data.folder),
         "repeated_pictures": _repeated(columns["xxh3"], columns["image_bytes"]),
         "sources": sources,
     }
@@ -91,8 +90,8 @@ def table(found: dict[str, Any]) -> str:
         f"{found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB, {totals['images']:,} pictures, {again['distinct']:,} distinct"
         f" ({again['bytes'] / 1e6:,.1f} MB are repeats)",
     ]
-    for family in ("rejected", "images_dropped", "regions_dropped"):
-        lines += [f"  {family.replace('_', ' ')}  {reason:<24}{number:>10,}" for reason, number in found[family].items()]
+    for family, counts in found["families"].items():
+        lines += [f"  {family.replace('_', ' ') + ': ' + reason:<48}{number:>10,}" for reason, number in counts.items()]
     for name, source in found["sources"].items():
         lines.append(f"{name}: {source['records']:,} records; images per record {_histogram(source['images_per_record'])}")
         lines += [f"  {what:<14}{_quantiles(source[what])}" for what in _SPREADS if source[what]]

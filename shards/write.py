@@ -10,8 +10,9 @@ from typing import Any
 import PIL
 import pyarrow as pa
 
-from schemas import Record, RecordError
+from schemas import Record, RecordError, RequestError
 from shards import manifest, run
+from shards.digest import Buffer
 from shards.finish import finish
 from shards.manifest import Manifest, RejectRow, Unit
 from shards.reader import local
@@ -19,7 +20,7 @@ from shards.writer import SHARD_BYTES, UnitWriter
 
 VERSION = "0.1.0"
 UNIT = 10_000  # records
-Item = tuple[Record, Sequence[bytes], Sequence[bytes]]
+Item = tuple[Record, Sequence[Buffer], Sequence[Buffer]]
 
 
 def versions() -> dict[str, str]:
@@ -30,16 +31,25 @@ def versions() -> dict[str, str]:
 def write(place: str | Path, items: Iterable[Item], *, source: str = "records", shard_bytes: int = SHARD_BYTES) -> Manifest:
     """Write (record, pictures' bytes, maps' PNG bytes) as a finished data set: its manifest.
 
-    Records get their keys here. One that breaks a rule is a reject, counted by reason. Raises RequestError where the place is not free.
+    Records get their keys here. One that breaks a rule is a reject, counted by reason. Raises RequestError where the place is not free;
+    one where an earlier `write` did not come to its end counts as free, because nothing says that it had the same items.
     """
     folder = local(place)
     content: dict[str, Any] = {"source": source, "options": {"shard_bytes": shard_bytes}, "inputs": [], "versions": versions()}
     with run.claimed(folder, content) as name:
+        if run.finished(folder):
+            raise RequestError(f"{folder}: expected a free place, found a finished data set")
+        _clear(folder)
         units = []
         for number, part in enumerate(_parts(items)):
             units.append(_unit(folder, name, number, part, source, shard_bytes))
             manifest.commit(folder, units[-1])
         return finish(folder, content, units)
+
+
+def _clear(folder: Path) -> None:
+    for path in (*(folder / manifest.UNITS).glob("[0-9]*.json"), *folder.glob("[0-9]*.tar"), *folder.glob("[0-9]*.parquet")):
+        path.unlink()
 
 
 def _parts(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
@@ -58,7 +68,7 @@ def _unit(folder: Path, name: str, number: int, items: Iterator[Item], source: s
             try:
                 writer.add(row, record, files, maps)
             except RecordError as error:
-                rejects.append(RejectRow(source, number * UNIT + row, record.key, error.reason, error.detail))
+                rejects.append(manifest.reject(source, number * UNIT + row, f"{number:06d}-{row:08d}", error))
         shards = writer.close()
     images = sum(shard.images for shard in shards)
     written = sum(shard.records for shard in shards)

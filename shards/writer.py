@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from schemas import Record, RecordError, Reject, validate
+from schemas import Record, RecordError, Reject, RequestError, validate
 from schemas.picture import measure
 from schemas.record import encode
+from schemas.validate import map_name
 from shards import durable, ustar
 from shards.digest import Buffer, Digests
 from shards.index import IndexBuilder, entry
@@ -23,8 +25,8 @@ from shards.manifest import ShardInfo
 SHARD_BYTES = 256 << 20
 _FLUSH = 4 << 20  # bytes handed to the kernel at once
 _MAX_BUFFERS = 1000  # of one writev (IOV_MAX is 1024)
-_MAP_FORMATS = {"L8": 1, "L16": 1, "RGB24": 3}
-MAX_MEMBER_BYTES = ustar.MAX_SIZE
+_MAX_PARTS = 1000  # shards of a unit: a name has three digits for it
+_MAP_MODES = {"L8": (b"\x08\x00", b"\x08\x03"), "L16": (b"\x10\x00",), "RGB24": (b"\x08\x02",)}  # PNG bit depth, colour type
 
 
 class UnitWriter:
@@ -43,13 +45,14 @@ class UnitWriter:
         if self._open is not None:
             self._open.discard()
 
-    def add(self, row: int, record: Record, files: Sequence[bytes], maps: Sequence[bytes] = ()) -> int:
+    def add(self, row: int, record: Record, files: Sequence[Buffer], maps: Sequence[Buffer] = ()) -> int:
         """Give the record its key, validate it and write it; the bytes it takes in the tar.
 
         files: the pictures' bytes, one an image; maps: PNG bytes, one a map, whose `member` is its bare name. Raises RecordError, and then
         nothing was written.
         """
         name_members(record, f"{self.unit:06d}-{row:08d}")
+        record = _typed(record)
         validate(record)
         _payloads_match(record, files, maps)
         members = [
@@ -74,27 +77,40 @@ class UnitWriter:
         if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
             self.close()
         if self._open is None:
+            if len(self.shards) == _MAX_PARTS:
+                raise RequestError(f"--shard-bytes: expected at most {_MAX_PARTS} shards of a unit, found more at {self.shard_bytes} bytes")
             self._open = _Shard(self.folder, f"{self.unit:06d}-{len(self.shards):03d}")
         return self._open
 
 
 def name_members(record: Record, key: str) -> None:
-    """Give a record its key and its members their full names; a map's `member` is its bare name before."""
+    """Give a record its key and its members their full names; a map's `member` is its bare name, or one that it was written under."""
+    names = [map_name(record.key, map) or map.member for map in record.maps]
     record.key = key
     for index, image in enumerate(record.images):
         image.member = f"{key}.{index}.{image.format}"
-    for map in record.maps:
-        map.member = f"{key}.{map.image}.{map.member}.png"
+    for map, name in zip(record.maps, names, strict=True):
+        map.member = f"{key}.{map.image}.{name}.png"
+
+
+def _typed(record: Record) -> Record:
+    """The record as a reader will see it: an int where a float belongs is made one, so that write, read, write gives the same bytes."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(record), Record)
+    except (msgspec.ValidationError, TypeError, OverflowError) as error:
+        raise RecordError("types", f"expected the types of format 1, found: {error}"[:300]) from error
 
 
 def _encoded(record: Record) -> bytes:
     try:
         return encode(record)
-    except (UnicodeEncodeError, msgspec.EncodeError) as error:
+    except UnicodeEncodeError as error:
         raise RecordError("text_unicode", f"expected text that UTF-8 can hold, found {error}"[:300]) from error
+    except (msgspec.EncodeError, OverflowError) as error:
+        raise RecordError("types", f"expected numbers of 64 bits, found: {error}"[:300]) from error
 
 
-def _payloads_match(record: Record, files: Sequence[bytes], maps: Sequence[bytes]) -> None:
+def _payloads_match(record: Record, files: Sequence[Buffer], maps: Sequence[Buffer]) -> None:
     if len(files) != len(record.images) or len(maps) != len(record.maps):
         found = f"{len(files)} and {len(maps)}"
         raise RecordError("payloads", f"expected {len(record.images)} pictures and {len(record.maps)} maps, found {found}")
@@ -107,6 +123,10 @@ def _payloads_match(record: Record, files: Sequence[bytes], maps: Sequence[bytes
             picture = measure(data)
         except Reject as reject:
             raise RecordError("map_png", f"{map.member}: {reject}") from reject
+        if map.encoding in _MAP_MODES and picture.format == "png" and bytes(data[24:26]) not in _MAP_MODES[map.encoding]:
+            raise RecordError(
+                "map_encoding", f"{map.member}: expected {map.encoding}, found PNG depth and colour {bytes(data[24:26]).hex()}"
+            )
         if picture != ("png", image.width, image.height):
             raise RecordError("map_size", f"{map.member}: expected a png of {image.width}x{image.height}, found {tuple(picture)}")
 
@@ -122,7 +142,7 @@ class _Shard:
         self._waiting: list[Buffer] = []
         self._waiting_bytes = 0
 
-    def add(self, record: Record, members: Sequence[tuple[str, bytes]], pictures: int, size: int) -> None:
+    def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: int, size: int) -> None:
         buffers: list[Buffer] = []
         places, at = [], self.size
         for name, data in members:
@@ -140,23 +160,27 @@ class _Shard:
         self._write([ustar.END], len(ustar.END), last=True)
         self.size += len(ustar.END)
         os.fsync(self._file)
-        os.close(self._file)
         sha256 = self._digests.wait(ustar.END)
         index = self._index.encode(self._digests.crc32, self._digests.xxh3, self.size, sha256)
         durable.write(self.tar.with_suffix(".parquet"), index)
         durable.publish(self.tar)
+        os.close(self._file)
         return ShardInfo(self.name + ".tar", len(self._index.entries), self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
 
     def discard(self) -> None:
-        self._digests.wait(b"")
-        os.close(self._file)
-        durable.aside(self.tar).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing here may hide why it is discarded
+            durable.aside(self.tar).unlink(missing_ok=True)
+            os.close(self._file)
+        self._digests.stop()
 
     def _write(self, buffers: Sequence[Buffer], size: int, last: bool = False) -> None:
         self._waiting += buffers
         self._waiting_bytes += size
         if last or self._waiting_bytes >= _FLUSH or len(self._waiting) >= _MAX_BUFFERS:
-            _write_all(self._file, self._waiting)
+            try:
+                _write_all(self._file, self._waiting)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.tar)) from error
             self._waiting, self._waiting_bytes = [], 0
 
 

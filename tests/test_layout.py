@@ -63,7 +63,7 @@ def test_the_base_install_needs_no_torch(root: Path) -> None:
 
 def test_every_dependency_says_why_in_its_line(root: Path) -> None:
     text = (root / "pyproject.toml").read_text()
-    lines = [line for line in text.splitlines() if line.startswith('  "') and "==" not in line and ('>=' in line or '<' in line)]
+    lines = [line for line in text.splitlines() if line.startswith('  "') and "==" not in line and (">=" in line or "<" in line)]
     assert len(lines) > 10
     assert all("#" in line for line in lines), [line for line in lines if "#" not in line]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -62,6 +63,9 @@ def _train(options: argparse.Namespace) -> int:
         recipe = dataclasses.replace(recipe, out=options.out)
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from trainer.sources import open_sources
+
+    open_sources(recipe)  # a wrong place is told at once
     from trainer import assembly, blank, loop  # torch takes seconds to import: not for --help or tokens
     from trainer.log import RunFolder
 
@@ -106,7 +110,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
 
     places = [shards.open(place) for place in options.places]
     lines = (text for data in places for sample in data for text in vocabulary.texts(sample.record))
-    made = vocabulary.make(lines, options.vocab)
+    made = vocabulary.make(itertools.chain(vocabulary.fixed(), lines), options.vocab)
     vocabulary.save(made, Path(options.out))
     size = made.get_vocab_size()
     print(json.dumps({"out": options.out, "vocabulary": size}) if options.json else f"{size} tokens, written to {options.out}")

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from schemas import Record, RequestError
+from trainer import template
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 LEAST = 259  # every byte, and the three special tokens
@@ -22,6 +23,11 @@ def texts(record: Record) -> Iterator[str]:
     """Every text of a record: of its turns and of its choices."""
     for turns in (record.turns, *(choice.turns for choice in record.choices)):
         yield from (part.text for turn in turns for part in turn.parts if part.text)
+
+
+def fixed() -> list[str]:
+    """What the templates themselves say, as often as it takes to be learned: else every record would spell it out in letters."""
+    return [template.SYSTEM + " USER:\n ASSISTANT: "] * 20
 
 
 def make(lines: Iterable[str], size: int) -> tokenizers.Tokenizer:

@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: int) -> None:
         file.write("\n]\n")
 
 
-def row(i: int, chance: random.Random, words: list[str]) -> dict[str, object]:
+def row(i: int, chance: random.Random, words: Sequence[str]) -> dict[str, object]:
     """One row; a hundredth of the pictures does not exist."""
     number = chance.randrange(NAMES) if chance.random() > 0.01 else NAMES + i
     text = " ".join(chance.choices(words, k=30))
