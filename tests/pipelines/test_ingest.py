@@ -380,5 +380,5 @@ def test_the_end_says_what_adds_up_and_the_next_command(upstream: Path, undistur
 
     assert lines[0] == "read 320 = written 315 + rejected 5"
     assert "  rejected: no_turns 2" in lines
-    assert "  pictures dropped: image_missing 1" in lines
+    assert "  images dropped: image_missing 1" in lines
     assert lines[-1] == f"next: python -m shards check {undisturbed} --deep"

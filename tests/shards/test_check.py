@@ -264,7 +264,7 @@ def test_stats_count_by_hand(written: Path, capsys: pytest.CaptureFixture[str]) 
 
     found = json.loads(capsys.readouterr().out)
     assert found["totals"] == {"read": 9, "written": 7, "rejected": 2, "images": 8}
-    assert found["rejected"] == {"language": 1, "text_unicode": 1}
+    assert found["families"]["rejected"] == {"language": 1, "text_unicode": 1}
     assert found["sources"]["made"]["records"] == 7
     assert found["sources"]["made"]["images_per_record"] == {"1": 6, "2": 1}
     # One picture of everything() has the bytes of one of the others.
