@@ -13,8 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,37 +108,41 @@ class _Job:
 
 
 class _Counters:
-    """Records read, rejects and bytes so far, shared by all workers. Read without the lock: a killed worker may hold it for ever."""
+    """What all workers have done so far, and which unit is next. Read without the lock: a killed worker may hold it for ever."""
 
     def __init__(self, context: Any) -> None:
-        self.values, self._lock = context.RawArray("q", 3), context.Lock()
+        self.values, self._lock = context.RawArray("q", 5), context.Lock()
 
-    def add(self, read: int, rejected: int, size: int) -> None:
+    def add(self, read: int = 0, rejected: int = 0, size: int = 0, committed: int = 0) -> None:
         with self._lock:
-            for index, number in enumerate((read, rejected, size)):
+            for index, number in enumerate((read, rejected, size, committed)):
                 self.values[index] += number
+
+    def take(self) -> int:
+        """The position of a unit that nobody has taken."""
+        with self._lock:
+            self.values[4] += 1
+            return self.values[4] - 1
+
+
+Units = Sequence[tuple[int, Any]]  # number and unit
 
 
 def _convert(job: _Job, units: dict[int, Any], total: int, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     counters = _Counters(context)
-    with _Bar(counters, total - len(units), total) as bar:
+    with _Bar(counters, total - len(units), total):
         if workers == 1 or len(units) == 1:
             _warm()
-            for number, unit in units.items():
-                _convert_unit(job, counters, number, unit)
-                bar.advance()
-        else:
-            _in_processes(context, job, counters, units, workers, bar)
+            _work_off(job, counters, list(units.items()))
+        elif units:
+            _in_processes(context, (job, counters, list(units.items())), min(workers, len(units)))
 
 
-def _in_processes(context: Any, job: _Job, counters: _Counters, units: dict[int, Any], workers: int, bar: _Bar) -> None:
-    pool = ProcessPoolExecutor(min(workers, len(units)), context, _start, (job, counters, os.getpid()))
+def _in_processes(context: Any, work: tuple[_Job, _Counters, Units], workers: int) -> None:
+    pool = ProcessPoolExecutor(workers, context, _start, (work, os.getpid()))
     try:
-        futures = {pool.submit(_work, number, unit) for number, unit in units.items()}
-        for future in futures:
-            future.add_done_callback(lambda _: bar.advance())
-        _first_error(futures)
+        _first_error({pool.submit(_work) for _ in range(workers)})
     except BrokenProcessPool as error:
         message = "a worker died (killed, or out of memory); what is done is kept, the same command goes on"
         raise RequestError(message) from error
@@ -157,16 +161,33 @@ def _first_error(futures: set[Future[None]]) -> None:
         future.result()
 
 
-_worker: tuple[_Job, _Counters]
+_worker: tuple[_Job, _Counters, Units]
 
 
-def _start(job: _Job, counters: _Counters, parent: int) -> None:
+def _start(work: tuple[_Job, _Counters, Units], parent: int) -> None:
     """A worker's first act. It leaves Ctrl-C to the parent, and dies with it."""
     global _worker  # noqa: PLW0603 - what an initializer is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
-    _worker = (job, counters)
+    _worker = work
     _warm()
+
+
+def _work() -> None:
+    _work_off(*_worker)
+
+
+def _work_off(job: _Job, counters: _Counters, units: Units) -> None:
+    """Convert units until none is left to take. While one is synced and committed, the next is written already."""
+    with ThreadPoolExecutor(1, "commit") as committer:
+        committing: Future[None] | None = None
+        while (taken := counters.take()) < len(units):
+            commit = _written(job, counters, *units[taken])
+            if committing is not None:
+                committing.result()
+            committing = committer.submit(commit)
+        if committing is not None:
+            committing.result()
 
 
 def _die_with(parent: int) -> None:
@@ -182,13 +203,8 @@ def _warm() -> None:
     IndexBuilder().encode([], [], 0, "")
 
 
-def _work(number: int, unit: Any) -> None:
-    job, counters = _worker
-    _convert_unit(job, counters, number, unit)
-
-
-def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> None:
-    """Write a unit's shards and then its commit."""
+def _written(job: _Job, counters: _Counters, number: int, unit: Any) -> Callable[[], None]:
+    """Write a unit's records; what is left is to commit it."""
     rejects: list[RejectRow] = []
     tally = Tally()
     progress = _Progress(counters)
@@ -202,11 +218,17 @@ def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> Non
             except (Reject, RecordError) as error:
                 rejects.append(manifest.reject(row.file, row.number, f"{number:06d}-{index:08d}", error))
                 progress.note(None)
-        shards = writer.close()
+        writer.seal()
     progress.flush()
+    return lambda: _commit(job, counters, writer, rejects, tally)
+
+
+def _commit(job: _Job, counters: _Counters, writer: UnitWriter, rejects: list[RejectRow], tally: Tally) -> None:
+    """Finish a unit's shards, and then say that they are."""
+    shards = writer.finish()
     written, images = sum(shard.records for shard in shards), sum(shard.images for shard in shards)
-    unit_commit = Unit(
-        unit=number,
+    unit = Unit(
+        unit=writer.unit,
         run=job.run,
         read=written + len(rejects),
         written=written,
@@ -216,7 +238,8 @@ def _convert_unit(job: _Job, counters: _Counters, number: int, unit: Any) -> Non
         shards=shards,
         suffixes=sorted(writer.suffixes),
     )
-    manifest.commit(job.folder, unit_commit)
+    manifest.commit(job.folder, unit)
+    counters.add(committed=1)
 
 
 class _Progress:
@@ -241,7 +264,7 @@ class _Bar:
     """Progress on stderr: units, and records, megabytes and rejects beside them."""
 
     def __init__(self, counters: _Counters, done: int, total: int) -> None:
-        self.counters, self.began = counters, time.monotonic()
+        self.counters, self.done, self.began = counters, done, time.monotonic()
         self.bar = tqdm(total=total, initial=done, desc="convert", unit="unit", disable=None, file=sys.stderr)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
@@ -258,16 +281,14 @@ class _Bar:
         self._show()
         self.bar.close()
 
-    def advance(self) -> None:
-        self.bar.update()
-
     def _watch(self) -> None:
         while not self.stop.wait(0.5):
             self._show()
 
     def _show(self) -> None:
-        read, rejected, size = self.counters.values[:]
+        read, rejected, size, committed, _ = self.counters.values[:]
         seconds = max(time.monotonic() - self.began, 1e-9)
+        self.bar.n = self.done + committed
         self.bar.set_postfix_str(f"{read / seconds:,.0f} records/s, {size / 1e6 / seconds:,.0f} MB/s, {rejected:,} rejects")
 
 

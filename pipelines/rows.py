@@ -7,6 +7,7 @@ A file cut in the middle is a SourceError that names line and byte.
 
 from __future__ import annotations
 
+import bisect
 import json
 import mmap
 import re
@@ -67,7 +68,11 @@ class Rows(Sequence[memoryview]):
         return self.paths[file].name, index - int(self.first[file])
 
     def _file(self, index: int) -> int:
-        return int(np.searchsorted(self.first, index, side="right")) - 1
+        return bisect.bisect_right(self._first, index) - 1
+
+    @cached_property
+    def _first(self) -> list[int]:
+        return self.first.tolist()
 
     @cached_property
     def _views(self) -> list[memoryview]:

@@ -11,6 +11,7 @@ formats no browser shows are `image_format` and `image_empty`; above MAX_PIXELS 
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
@@ -50,17 +51,22 @@ def measure(data: bytes | memoryview, verify: str = "header") -> Picture:
 
 def decode(data: bytes | memoryview, reason: str = "image_decode") -> None:
     """Decode the first frame. Raises Reject(reason) where the decoder gives up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about EXIF it can not read: not about pixels
-        try:
-            with Pillow.open(io.BytesIO(data)) as opened:
-                if opened.format in ("JPEG", "MPO"):
-                    opened.draft(opened.mode, (max(1, opened.width // 8), max(1, opened.height // 8)))
-                opened.load()
-        except Pillow.DecompressionBombError as error:
-            raise Reject("image_bomb", str(error)[:200]) from error
-        except Exception as error:  # whatever a decoder raises on hostile bytes, it did not decode
-            raise Reject(reason, f"{type(error).__name__}: {error}"[:200]) from error
+    _quiet()
+    try:
+        with Pillow.open(io.BytesIO(data)) as opened:
+            if opened.format in ("JPEG", "MPO"):
+                opened.draft(opened.mode, (max(1, opened.width // 8), max(1, opened.height // 8)))
+            opened.load()
+    except Pillow.DecompressionBombError as error:
+        raise Reject("image_bomb", str(error)[:200]) from error
+    except Exception as error:  # whatever a decoder raises on hostile bytes, it did not decode
+        raise Reject(reason, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+@functools.cache
+def _quiet() -> None:
+    """Pillow warns about EXIF it can not read, which says nothing about pixels, and of sizes, which are bounded here."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _header(data: bytes | memoryview) -> tuple[Picture, bool]:
@@ -137,12 +143,11 @@ def _webp(head: bytes, data: bytes | memoryview) -> tuple[Picture, bool]:
 
 def _by_decoder(format: str, data: bytes | memoryview) -> tuple[Picture, bool]:
     """Rare formats: Pillow reads the header; where their end is, only decoding tells."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Pillow.open(io.BytesIO(data)) as opened:
-                return Picture(format, opened.width, opened.height), False
-        except Pillow.DecompressionBombError as error:
-            raise Reject("image_bomb", str(error)[:200]) from error
-        except Exception as error:  # whatever a decoder raises on hostile bytes, there is no header
-            raise Reject("image_header", f"{type(error).__name__}: {error}"[:200]) from error
+    _quiet()
+    try:
+        with Pillow.open(io.BytesIO(data)) as opened:
+            return Picture(format, opened.width, opened.height), False
+    except Pillow.DecompressionBombError as error:
+        raise Reject("image_bomb", str(error)[:200]) from error
+    except Exception as error:  # whatever a decoder raises on hostile bytes, there is no header
+        raise Reject("image_header", f"{type(error).__name__}: {error}"[:200]) from error

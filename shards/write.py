@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from schemas import Record, RecordError, RequestError
 from shards import manifest, run
-from shards.digest import Buffer
 from shards.finish import finish
 from shards.manifest import Manifest, RejectRow, Unit
 from shards.reader import local
+from shards.sink import Buffer
 from shards.writer import SHARD_BYTES, UnitWriter
 
 VERSION = "0.1.0"

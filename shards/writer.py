@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,13 +18,11 @@ from schemas.picture import measure
 from schemas.record import encode
 from schemas.validate import map_name
 from shards import durable, ustar
-from shards.digest import Buffer, Digests
 from shards.index import IndexBuilder, entry
 from shards.manifest import ShardInfo
+from shards.sink import Buffer, Sink
 
 SHARD_BYTES = 256 << 20
-_FLUSH = 4 << 20  # bytes handed to the kernel at once
-_MAX_BUFFERS = 1000  # of one writev (IOV_MAX is 1024)
 _MAX_PARTS = 1000  # shards of a unit: a name has three digits for it
 _MAP_MODES = {"L8": (b"\x08\x00", b"\x08\x03"), "L16": (b"\x10\x00",), "RGB24": (b"\x08\x02",)}  # PNG bit depth, colour type
 
@@ -37,6 +35,7 @@ class UnitWriter:
         self.shards: list[ShardInfo] = []
         self.suffixes: set[str] = set()
         self._open: _Shard | None = None
+        self._sealed: _Shard | None = None
 
     def __enter__(self) -> UnitWriter:
         return self
@@ -66,12 +65,23 @@ class UnitWriter:
         self.suffixes.update(name.split(".", 1)[1] for name, _ in members)
         return size
 
-    def close(self) -> list[ShardInfo]:
-        """Finish the open shard: all shards of the unit, in order."""
+    def seal(self) -> None:
+        """No record comes any more; `finish` is left to do, in any thread, so that the disk need not be waited for."""
         if self._open is not None:
-            self.shards.append(self._open.close())
-            self._open = None
+            self._open.seal()
+            self._sealed, self._open = self._open, None
+
+    def finish(self) -> list[ShardInfo]:
+        """All shards of the unit, in order, synced and under their names."""
+        if self._sealed is not None:
+            self.shards.append(self._sealed.finish())
+            self._sealed = None
         return self.shards
+
+    def close(self) -> list[ShardInfo]:
+        """Seal and finish: all shards of the unit, in order."""
+        self.seal()
+        return self.finish()
 
     def _shard_with_room(self, size: int) -> _Shard:
         if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
@@ -137,10 +147,8 @@ class _Shard:
     def __init__(self, folder: Path, name: str) -> None:
         self.tar, self.name, self.size = folder / f"{name}.tar", name, 0
         self.images = 0
-        self._file = os.open(durable.aside(self.tar), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._digests, self._index = Digests(), IndexBuilder()
-        self._waiting: list[Buffer] = []
-        self._waiting_bytes = 0
+        self._file = os.open(durable.aside(self.tar), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._sink, self._index = Sink(self._file), IndexBuilder()
 
     def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: int, size: int) -> None:
         buffers: list[Buffer] = []
@@ -149,39 +157,46 @@ class _Shard:
             buffers += (ustar.header(name, len(data)), data, ustar.padding(len(data)))
             places.append((name, at + ustar.BLOCK, len(data)))
             at += ustar.stored(len(data))
-        self._digests.add(buffers, [data for _, data in members[:pictures]])
+        with self._naming_the_tar():
+            self._sink.record(buffers, [data for _, data in members[:pictures]])
         self._index.entries.append(entry(record, self.size, size, places, upstream_id(record)))
         self.images += pictures
         self.size += size
-        self._write(buffers, size)
 
-    def close(self) -> ShardInfo:
-        """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index."""
-        self._write([ustar.END], len(ustar.END), last=True)
+    def seal(self) -> None:
+        with self._naming_the_tar():
+            self._sink.write([ustar.END])
+            self._sink.flush()
         self.size += len(ustar.END)
-        os.fsync(self._file)
-        sha256 = self._digests.wait(ustar.END)
-        index = self._index.encode(self._digests.crc32, self._digests.xxh3, self.size, sha256)
-        durable.write(self.tar.with_suffix(".parquet"), index)
-        durable.publish(self.tar)
-        os.close(self._file)
+
+    def finish(self) -> ShardInfo:
+        """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index. Nothing stays where it fails."""
+        try:
+            with self._naming_the_tar():
+                sha256 = self._sink.wait()
+                os.fsync(self._file)
+            index = self._index.encode(self._sink.crc32, self._sink.xxh3, self.size, sha256)
+            durable.write(self.tar.with_suffix(".parquet"), index)
+            durable.publish(self.tar)
+            os.close(self._file)
+        except BaseException:
+            self.discard()
+            raise
         return ShardInfo(self.name + ".tar", len(self._index.entries), self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
 
     def discard(self) -> None:
+        self._sink.stop()
         with contextlib.suppress(OSError):  # nothing here may hide why it is discarded
             durable.aside(self.tar).unlink(missing_ok=True)
             os.close(self._file)
-        self._digests.stop()
 
-    def _write(self, buffers: Sequence[Buffer], size: int, last: bool = False) -> None:
-        self._waiting += buffers
-        self._waiting_bytes += size
-        if last or self._waiting_bytes >= _FLUSH or len(self._waiting) >= _MAX_BUFFERS:
-            try:
-                _write_all(self._file, self._waiting)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.tar)) from error
-            self._waiting, self._waiting_bytes = [], 0
+    @contextlib.contextmanager
+    def _naming_the_tar(self) -> Iterator[None]:
+        """Errors of the descriptor say which file it is."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.tar)) from error
 
 
 def upstream_id(record: Record) -> str | None:
@@ -195,14 +210,3 @@ def upstream_id(record: Record) -> str | None:
 
 class _WithId(msgspec.Struct):
     id: str | int | float | None = None
-
-
-def _write_all(file: int, buffers: Sequence[Buffer]) -> None:
-    for start in range(0, len(buffers), _MAX_BUFFERS):
-        batch = [buffer for buffer in buffers[start : start + _MAX_BUFFERS] if len(buffer)]
-        left = sum(map(len, batch))
-        written = os.writev(file, batch)
-        if written < left:  # a signal or a nearly full disk: write the rest, and let the disk say what is wrong
-            rest = memoryview(b"".join(batch))[written:]
-            while rest:
-                rest = rest[os.write(file, rest) :]

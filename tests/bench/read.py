@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from webdataset.compat import WebDataset
+
+import shards
 from tests.bench.figure import Figure
 from tests.bench.photos import photos
 from tests.bench.write import ours as convert
 
-PHOTOS, ROUNDS = 6_000, 5
+PHOTOS, ROUNDS = 30_000, 3
 
 
 def measure(quick: bool = False) -> Iterator[Figure]:
@@ -26,8 +29,6 @@ def measure(quick: bool = False) -> Iterator[Figure]:
 
 
 def ours(place: Path, number: int) -> float:
-    import shards
-
     began = time.perf_counter()
     data = shards.open(place)
     seen = sum(len(sample.image(0)) > 0 for sample in data)
@@ -37,8 +38,6 @@ def ours(place: Path, number: int) -> float:
 
 
 def webdataset(place: Path, number: int) -> float:
-    from webdataset.compat import WebDataset
-
     tars = sorted(str(path) for path in place.glob("*.tar"))
     began = time.perf_counter()
     seen = sum(len(sample["0.jpg"]) > 0 for sample in WebDataset(tars, shardshuffle=False))

@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from webdataset.writer import ShardWriter
+
 from tests.bench.figure import Figure
 from tests.bench.photos import photos
 
-PHOTOS, ROUNDS = 30_000, 3
+PHOTOS, ROUNDS = 30_000, 1
 
 
 def measure(quick: bool = False) -> Iterator[Figure]:
@@ -59,8 +61,6 @@ def tar(root: Path) -> None:
 
 
 def webdataset(root: Path) -> None:
-    from webdataset.writer import ShardWriter
-
     (root / "out").mkdir()
     with ShardWriter(str(root / "out/%06d.tar"), maxsize=256 << 20, verbose=0) as writer:
         for row in json.loads((root / "rows.json").read_bytes()):
@@ -93,8 +93,8 @@ def in_processes(source: Any, folder: Path, workers: int) -> float:
     from shards.finish import finish
 
     context = multiprocessing.get_context("spawn")
-    queue, done, barrier = context.Queue(), context.Queue(), context.Barrier(workers + 1)
-    processes = [context.Process(target=worker, args=(queue, done, barrier)) for _ in range(workers)]
+    counters, queue, done, barrier = module._Counters(context), context.Queue(), context.Queue(), context.Barrier(workers + 1)
+    processes = [context.Process(target=worker, args=(counters, queue, done, barrier)) for _ in range(workers)]
     for process in processes:
         process.start()
     barrier.wait()
@@ -106,11 +106,7 @@ def in_processes(source: Any, folder: Path, workers: int) -> float:
         with run.claimed(folder, content) as name:
             job = module._Job(fresh, folder, name, plan.shard_bytes)
             for _ in range(workers):
-                queue.put(job)
-            for number, unit in enumerate(units):
-                queue.put((number, unit))
-            for _ in range(workers):
-                queue.put(None)
+                queue.put((job, list(enumerate(units))))
             for _ in range(workers):
                 done.get()
             committed = manifest.committed(folder)
@@ -122,14 +118,12 @@ def in_processes(source: Any, folder: Path, workers: int) -> float:
     return seconds
 
 
-def worker(queue: Any, done: Any, barrier: Any) -> None:
+def worker(counters: Any, queue: Any, done: Any, barrier: Any) -> None:
     from pipelines import ingest as module
     from pipelines import llava  # noqa: F401 - what unpickling the source would import
 
     module._warm()
-    counters = module._Counters(multiprocessing.get_context("spawn"))
     barrier.wait()
-    job = queue.get()
-    while (item := queue.get()) is not None:
-        module._convert_unit(job, counters, *item)
+    job, units = queue.get()
+    module._work_off(job, counters, units)
     done.put(True)
