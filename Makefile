@@ -23,9 +23,10 @@ setup: $(READY)
 # uv where it is to be had (20 seconds), pip otherwise (minutes). requirements.txt pins what was tested together.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "shardweave needs Python 3.11 or newer; found $$($(PYTHON) --version)"; exit 2)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
-	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || true
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
 	else $(BIN)/python -m pip install --quiet -r requirements.txt && $(BIN)/python -m pip install --quiet --no-deps -e .; fi
 	@touch $@
 
