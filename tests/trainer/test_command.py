@@ -78,7 +78,7 @@ def test_a_record_the_template_refuses_is_told_and_the_others_are_shown(
     ("arguments", "told"),
     [
         (["train", "nonesuch"], "error: recipe nonesuch: expected a file or one of"),
-        (["train", "tiny-demo"], "error: tokenizer.path: expected a folder with tokenizer.json, found none; give --set"),
+        (["train", "tiny-demo"], "error: sources: expected at least one, found none; give --source NAME=PLACE"),
         (["tokens", "PATH", "--set", "stepz=1"], "error: PATH: stepz: unknown key (did you mean steps?)"),
         (["tokens", "PATH", "--source", "colour=/x"], "error: --source colour: expected one of the recipe's sources, colours"),
         (["tokens", "PATH", "--source", "colours=/nowhere"], "error: /nowhere"),
