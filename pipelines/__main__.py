@@ -15,6 +15,7 @@ from pipelines.discover import source as source_named
 from pipelines.source import Source
 from schemas import RequestError, ShardweaveError
 from shards import command, manifest
+from shards.reader import local
 
 EXAMPLE = "llava --annotations llava_v1_5_mix665k.json --images playground/data"
 
@@ -87,7 +88,7 @@ def _flag(field: Field[Any]) -> dict[str, Any]:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="PLACE", help="directory of the data set")
+    parser.add_argument("--out", required=True, metavar="PLACE", help="directory of the data set")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--executor", choices=("local",), default="local", help="who runs the workers")
     parser.add_argument("--shard-bytes", type=_bytes, default="256MiB", help="a shard is cut before it exceeds this (default: 256MiB)")
@@ -151,8 +152,9 @@ def _convert(options: argparse.Namespace) -> int:
     if options.shard_bytes < 1024:
         raise RequestError(f"--shard-bytes: expected at least 1KiB, found {options.shard_bytes}")
     plan = Plan(workers=options.workers, shard_bytes=options.shard_bytes, limit=options.limit)
-    found = ingest(_source(options), options.out, plan)
-    families = manifest.families(options.out)
+    folder = local(options.out)
+    found = ingest(_source(options), folder, plan)
+    families = manifest.families(folder)
     value = {"place": str(options.out), "totals": found.totals, **families}
     value |= {"shards": len(found.shards), "fingerprint": found.fingerprint}
     then = f"next: python -m shards check {options.out} --deep"

@@ -21,7 +21,7 @@ from webdataset.writer import ShardWriter
 from tests.bench.figure import Figure
 from tests.bench.photos import photos
 
-PHOTOS, ROUNDS = 30_000, 1
+PHOTOS, ROUNDS = 30_000, 3
 
 
 def measure(quick: bool = False) -> Iterator[Figure]:
