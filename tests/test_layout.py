@@ -1,4 +1,4 @@
-"""The structure that design.md section 1 fixes."""
+"""The structure that the README draws: imports point one way, a source is one file, nobody else owns the four names."""
 
 from __future__ import annotations
 
