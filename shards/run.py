@@ -29,6 +29,7 @@ from shards.manifest import MANIFEST, UNITS
 RUN = "run.json"
 HEARTBEAT = 10.0  # seconds between two
 STALE = 60.0  # seconds after which an owner elsewhere counts as gone
+PATIENCE = 5.0  # seconds that another process may take to claim the place
 log = logging.getLogger(__name__)
 
 
@@ -100,14 +101,33 @@ def _prepare(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else on this host is between asking for the lease and taking it. A killed owner's lock is gone with it."""
+    """Nobody else on this host is between asking for the lease and taking it. A killed owner's lock is gone with it.
+
+    Raises RequestError where another process does not let go of it: one that is stopped, say.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: then takers in the same instant are told by the heartbeat
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise RequestError(f"{folder}: expected a free place, found another writer at work ({_holder(folder)})") from error
+            time.sleep(0.02)
+
+
+def _holder(folder: Path) -> str:
+    lease = _read(folder).lease if (folder / RUN).exists() else None
+    return _owner(lease) if lease is not None else "it is just taking the place"
 
 
 def _take(folder: Path, run: str, content: dict[str, Any]) -> None:

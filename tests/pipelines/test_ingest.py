@@ -297,15 +297,37 @@ def test_a_second_conversion_into_the_same_place_is_told(upstream: Path, ground:
     out = ground / "busy"
     with started(upstream, out, "--workers", 1) as run:
         until((out / "run.json").exists)
-        os.kill(run.pid, signal.SIGSTOP)
-        done = convert(upstream, out)
-        os.kill(run.pid, signal.SIGCONT)
+        os.kill(run.pid, signal.SIGSTOP)  # it may hold the lock on the place, too
+        try:
+            done = convert(upstream, out)
+        finally:
+            os.kill(run.pid, signal.SIGCONT)
         run.communicate()
 
     assert done.returncode == 2
     assert f"another writer at work (process {run.pid} " in one_line(done)
     assert run.returncode == 0
     adds_up(out)
+    shutil.rmtree(out)
+
+
+def test_a_writer_that_was_stopped_while_it_took_the_place_keeps_nobody_waiting(upstream: Path, ground: Path) -> None:
+    out = ground / "stopped"
+    (out / "_units").mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), 2); print(flush=True); time.sleep(600)", out],
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            done = convert(upstream, out)
+        finally:
+            holder.kill()
+
+    assert done.returncode == 2
+    assert one_line(done).endswith("found another writer at work (it is just taking the place)")
     shutil.rmtree(out)
 
 
