@@ -314,10 +314,8 @@ def test_a_second_conversion_into_the_same_place_is_told(upstream: Path, ground:
 def test_a_writer_that_was_stopped_while_it_took_the_place_keeps_nobody_waiting(upstream: Path, ground: Path) -> None:
     out = ground / "stopped"
     (out / "_units").mkdir(parents=True)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), 2); print(flush=True); time.sleep(600)", out],
-        stdout=subprocess.PIPE,
-    )
+    holding = "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), 2); print(flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", holding, out], stdout=subprocess.PIPE)
     with holder:
         try:
             assert holder.stdout is not None
