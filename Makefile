@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+unexport PYTHONDONTWRITEBYTECODE  # else every process compiles torch anew
 
-.PHONY: demo test bench setup clean
+.PHONY: demo demo-s3 test bench bench-peers faults setup clean
 
 demo: $(READY)
 	@$(BIN)/python -m demo --out demo-out
+
+demo-s3: $(READY)
+	@$(BIN)/python -m demo --out demo-out --s3
 
 test: $(READY)
 	$(BIN)/ruff format --check .
@@ -17,6 +21,20 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench --write tests/bench/RESULTS.md
+
+# The figures and faults that need peers say so where these environments are missing.
+bench-peers: .venv-peers/.ready .venv-mosaic/.ready
+
+.venv-peers/.ready: tests/bench/peers/requirements.txt
+.venv-mosaic/.ready: tests/bench/peers/requirements-mosaic.txt
+.venv-peers/.ready .venv-mosaic/.ready: | $(READY)
+	@if [ -x $(BIN)/uv ]; then test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D); \
+		$(BIN)/uv pip install --quiet --python $(@D)/bin/python -r $<; \
+	else test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D); $(@D)/bin/python -m pip install --quiet -r $<; fi
+	@touch $@
+
+faults: $(READY)
+	$(BIN)/python -m tests.bench.faults --write tests/bench/FAULTS.md
 
 setup: $(READY)
 
@@ -31,4 +49,4 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-mosaic demo-out .pytest_cache .ruff_cache .hypothesis

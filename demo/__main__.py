@@ -1,5 +1,7 @@
 """python -m demo: photographs to six upstream trees, to validated shards, to a small model that looks at its pictures.
 
+With --s3 the shards are written to, checked in and trained from a real S3 service, which the demo starts and stops.
+
 Every step is a command that a person could type, and is printed as one. What was broken on purpose is counted by hand beforehand
 (`PLANTED` in demo/trees/*.py); the demo ends with status 1 where shardweave counts anything else.
 """
@@ -23,6 +25,7 @@ from demo import account, photos, training
 from demo.run import ROOT, Command, DemoError
 from demo.training import Trained
 from demo.trees import TREES, Tree
+from tests import ceph
 
 MARK = ".shardweave-demo"  # what is in a folder that may be deleted
 REJECTS = "0.3"  # a demo plants more broken inputs than a data set has: 0.05 is the default
@@ -55,26 +58,44 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=(__doc__ or "").split(": ", 1)[1].splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="FOLDER", help="made anew (default: demo-out)")
+    parser.add_argument("--s3", action="store_true", help="keep the shards in an S3 service on this machine, and train from there")
+    options = parser.parse_args()
     try:
-        tell(parser.parse_args().out.resolve())
+        with _shelf(options.out.resolve(), options.s3) as shelf:
+            tell(options.out.resolve(), shelf)
     except (DemoError, FileNotFoundError) as error:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def tell(out: Path) -> None:
+@contextmanager
+def _shelf(out: Path, s3: bool) -> Iterator[str]:
+    """Where the shards go: an empty folder of `out`, or a bucket of a service that is up as long as this lasts."""
+    _fresh(out)
+    if not s3:
+        yield str(out / "shards")
+    elif reason := ceph.missing():
+        raise DemoError(reason)
+    else:
+        with ceph.running() as service:
+            os.environ.update({**service.environment, "SHARDWEAVE_CACHE": str(out / "cache")})
+            yield service.bucket()
+
+
+def tell(out: Path, shelf: str) -> None:
     """The story. Raises DemoError where it does not go as it has to."""
     began, clock = time.monotonic(), Clock()
-    _fresh(out)
     with clock.step("trees"):
         trees = plant(out / "upstream")
-    places = {name: out / "shards" / name for name in trees}
+    places = {name: f"{shelf}/{name}" for name in trees}
     with clock.step("shards"):
         manifests = convert(trees, places)
     with clock.step("training"):
         trained = train(places, out)
-    _print_summary(out, manifests, trained, clock, time.monotonic() - began)
+    if places["coco"].startswith("s3://"):
+        print(_streamed(places["coco"]))
+    _print_summary(out, places, manifests, trained, clock, time.monotonic() - began)
     if not trained.looks:
         expected = f"at most {training.CLEARLY:g} of the loss with a blank picture"
         raise DemoError(f"the model does not look at its pictures: expected {expected}, found {_looking(trained)}")
@@ -94,7 +115,7 @@ def plant(folder: Path) -> dict[str, Tree]:
     return trees
 
 
-def convert(trees: dict[str, Tree], places: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def convert(trees: dict[str, Tree], places: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Step 2: each tree through check, convert, check, show and stats; two at a time, printed in order."""
     print(_heading(2, "from upstream files to validated shards"))
     print("  What stands behind → is --json in a sentence; the rest is printed as it came.")
@@ -110,7 +131,7 @@ def convert(trees: dict[str, Tree], places: dict[str, Path]) -> dict[str, dict[s
     return manifests
 
 
-def _way(tree: Tree, place: Path) -> Source:
+def _way(tree: Tree, place: str) -> Source:
     """One source. Raises DemoError where a command fails or counts anything but what was planted."""
     name, planted = tree.source, TREES[tree.source].PLANTED
     rate = ("--max-reject-rate", REJECTS)
@@ -133,7 +154,7 @@ def _way(tree: Tree, place: Path) -> Source:
     return Source("\n".join(shown), manifest)
 
 
-def train(places: dict[str, Path], out: Path) -> Trained:
+def train(places: dict[str, str], out: Path) -> Trained:
     """Step 3: a tokenizer, what is trained on, and the training."""
     print(_heading(3, "from shards to a model that looks"))
     made = training.tokenizer(places, out / "tokenizer")
@@ -177,7 +198,15 @@ def _looking(trained: Trained) -> str:
     return f"loss {trained.picture:.3f} with the right picture, {trained.blank:.3f} with a blank one"
 
 
-def _print_summary(out: Path, manifests: dict[str, dict[str, Any]], trained: Trained, clock: Clock, seconds: float) -> None:
+def _streamed(place: str) -> str:
+    """How fast the store gives records, the cache empty."""
+    shutil.rmtree(os.environ["SHARDWEAVE_CACHE"], ignore_errors=True)
+    return Command("shards", "stream", place, "--batch-size", "8", "--workers", "2", "--seconds", "2").shown()
+
+
+def _print_summary(
+    out: Path, places: dict[str, str], manifests: dict[str, dict[str, Any]], trained: Trained, clock: Clock, seconds: float
+) -> None:
     print(_heading(4, "what happened"))
     print("\n".join(_table(manifests)))
     last = len(trained.log) - 1
@@ -198,10 +227,16 @@ def _print_summary(out: Path, manifests: dict[str, dict[str, Any]], trained: Tra
 
   Look next at
     {_short(out / "upstream")}/            six data sets as their makers lay them out; the broken files are among them
-    {_short(out / "shards" / "coco")}/         tars, indexes, rejects.parquet, manifest.json and a dataset card
     {_short(out / "run")}/                 log.jsonl, the recipe as it was run, the trained weights
-    {_short(Path(sys.executable))} -m shards show {_short(out / "shards" / "grand")}
+{_shards_to_look_at(places)}
 """)
+
+
+def _shards_to_look_at(places: dict[str, str]) -> str:
+    if places["coco"].startswith("s3://"):
+        return "  The shards were in a bucket, which went with the demo; python -m demo leaves them in a folder."
+    return f"""    {_short(places["coco"])}/         tars, indexes, rejects.parquet, manifest.json and a dataset card
+    {_short(Path(sys.executable))} -m shards show {_short(places["grand"])}"""
 
 
 def _table(manifests: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -254,9 +289,9 @@ def _heading(number: int, title: str) -> str:
     return f"\n{number}. {title[:1].upper()}{title[1:]}\n{'─' * 118}"
 
 
-def _short(path: Path) -> str:
+def _short(path: Path | str) -> str:
     """As it can be typed in the repository."""
-    return os.path.relpath(path, ROOT) if path.is_relative_to(ROOT) else str(path)
+    return str(path).removeprefix(f"{ROOT}{os.sep}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from demo.run import DemoError
 from demo.trees import Planted
+from shards import place as places
 
 # What of a manifest is no family of counts.
 OTHER = {"options", "versions", "totals", "rejected", "rejects"}
@@ -26,9 +26,9 @@ def checked(source: str, found: dict[str, Any], planted: Planted) -> None:
     _same(f"pipelines check {source}", expected, {name: flat[name] for name in expected})
 
 
-def converted(source: str, place: Path, planted: Planted) -> dict[str, Any]:
+def converted(source: str, place: str, planted: Planted) -> dict[str, Any]:
     """The manifest. Raises DemoError unless it counts what was planted, no more and no less."""
-    manifest = json.loads((place / "manifest.json").read_text())
+    manifest = json.loads(places.at(place).read("manifest.json"))
     totals = {"read": planted.read, "written": planted.written, "rejected": sum(planted.rejected.values()), "images": planted.images}
     _same(f"{source}: totals", totals, manifest["totals"])
     _same(f"{source}: rejected", planted.rejected, manifest["rejected"])

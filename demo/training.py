@@ -56,17 +56,17 @@ class Trained:
         return "".join(BARS[min(7, int(8 * cell / max(cells)))] for cell in cells)
 
 
-def tokenizer(places: dict[str, Path], out: Path) -> Command:
+def tokenizer(places: dict[str, str], out: Path) -> Command:
     """A vocabulary from every text of the shards."""
     return Command("trainer", "tokenizer", "--from", *places.values(), "--vocab", "1000", "--out", out)
 
 
-def tokens(source: str, place: Path, vocabulary: Path) -> Command:
+def tokens(source: str, place: str, vocabulary: Path) -> Command:
     """What the model sees of a source's first record, and, between ⟦ and ⟧, what it is trained on."""
     return Command("trainer", "tokens", "tiny-demo", "--source", f"{source}={place}", *_settings(vocabulary), "--records", "1")
 
 
-def train(places: dict[str, Path], vocabulary: Path, run: Path) -> tuple[Command, Trained]:
+def train(places: dict[str, str], vocabulary: Path, run: Path) -> tuple[Command, Trained]:
     """Train the shipped recipe on all the places, and compare right with blank pictures on all their records."""
     sources = [word for name, place in places.items() for word in ("--source", f"{name}={place}")]
     batches = [word for name in places for word in ("--set", f"sources.{name}.batch_size={BATCH}")]

@@ -14,8 +14,8 @@ from pipelines.discover import exists, sources
 from pipelines.discover import source as source_named
 from pipelines.source import Source
 from schemas import RequestError, ShardweaveError
-from shards import command, manifest
-from shards.reader import local
+from shards import command, credentials, manifest
+from shards.place import at
 
 EXAMPLE = "llava --annotations llava_v1_5_mix665k.json --images playground/data"
 
@@ -43,6 +43,7 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
         one.add_argument("source", metavar="SOURCE", help="one of `python -m pipelines list`")
         one.set_defaults(command=run)
         one.add_argument("--json", action="store_true", help="print the result as JSON")
+        credentials.add_endpoint(one)
         one.add_argument("--max-reject-rate", type=_rate, default=0.05, help="over it the exit status is 1 (default: 0.05)")
         if chosen is not None and given[0] in ("check", "convert"):
             _add_fields(one, source_named(chosen))
@@ -88,7 +89,7 @@ def _flag(field: Field[Any]) -> dict[str, Any]:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="PLACE", help="directory of the data set")
+    parser.add_argument("--out", required=True, metavar="PLACE", help="of the data set: a directory, s3://BUCKET/PREFIX, gs://, az://")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--executor", choices=("local",), default="local", help="who runs the workers")
     parser.add_argument("--shard-bytes", type=_bytes, default="256MiB", help="a shard is cut before it exceeds this (default: 256MiB)")
@@ -152,9 +153,9 @@ def _convert(options: argparse.Namespace) -> int:
     if options.shard_bytes < 1024:
         raise RequestError(f"--shard-bytes: expected at least 1KiB, found {options.shard_bytes}")
     plan = Plan(workers=options.workers, shard_bytes=options.shard_bytes, limit=options.limit)
-    folder = local(options.out)
-    found = ingest(_source(options), folder, plan)
-    families = manifest.families(folder)
+    place = at(options.out)
+    found = ingest(_source(options), place, plan)
+    families = manifest.families(place)
     value = {"place": str(options.out), "totals": found.totals, **families}
     value |= {"shards": len(found.shards), "fingerprint": found.fingerprint}
     then = f"next: python -m shards check {options.out} --deep"

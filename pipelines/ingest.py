@@ -7,12 +7,14 @@ one record or one reject, so read = written + rejected by construction.
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +30,9 @@ from schemas import RecordError, Reject, RequestError, SourceError
 from shards import manifest, run
 from shards.finish import finish
 from shards.index import IndexBuilder
-from shards.manifest import Manifest, RejectRow, Unit
+from shards.manifest import Manifest, RejectRow, ShardInfo, Unit
+from shards.place import Place, at
+from shards.scratch import scratch
 from shards.write import versions
 from shards.writer import SHARD_BYTES, UnitWriter
 
@@ -42,23 +46,24 @@ class Plan:
     limit: int | None = None
 
 
-def ingest(source: Source, folder: Path, plan: Plan) -> Manifest:
-    """Convert a source into a data set in `folder`, or go on where a run of the same stopped.
+def ingest(source: Source, where: str | Path | Place, plan: Plan) -> Manifest:
+    """Convert a source into a data set at a place, or go on where a run of the same stopped.
 
-    Raises SourceError, RequestError; ShardError where a commit of the run that is gone on with is damaged.
+    Raises SourceError, RequestError, StoreError; ShardError where a commit of the run that is gone on with is damaged.
     """
+    place = at(where)
     units = source.units(plan.limit)
     if not units:
         raise SourceError(f"{source.name}: expected at least one item to convert, found none")
     content = _content(source, plan)
-    with run.claimed(folder, content) as name:
-        if run.finished(folder):
-            return manifest.read(folder)
-        done = _done(folder, name)
-        job = _Job(source, folder, name, plan.shard_bytes)
+    with run.claimed(place, content) as name, scratch(place) as folder:
+        if run.finished(place):
+            return manifest.read(place)
+        done = _done(place, name)
+        job = _Job(source, folder, name, plan.shard_bytes, place)
         _convert(job, {number: unit for number, unit in enumerate(units) if number not in done}, len(units), plan.workers)
-        committed = manifest.committed(folder, range(len(units)))
-        return finish(folder, content, [committed[number] for number in range(len(units))], _notes(source))
+        committed = manifest.committed(place, range(len(units)))
+        return finish(place, content, [committed[number] for number in range(len(units))], _notes(source))
 
 
 def _content(source: Source, plan: Plan) -> dict[str, Any]:
@@ -84,17 +89,18 @@ def _nested(tally: Tally) -> dict[str, dict[str, int]]:
     return found
 
 
-def _done(folder: Path, name: str) -> set[int]:
+def _done(place: Place, name: str) -> set[int]:
     """Units whose commit is of this run, and whose shards stand there in full."""
-    units = manifest.committed(folder)
+    units = manifest.committed(place)
     foreign = [number for number, unit in units.items() if unit.run != name]
     if foreign:
-        raise RequestError(f"{folder}: expected units of this run, found unit {foreign[0]} of another one")
-    return {number for number, unit in units.items() if all(_stands(folder / shard.name, shard.bytes) for shard in unit.shards)}
+        raise RequestError(f"{place.url}: expected units of this run, found unit {foreign[0]} of another one")
+    sizes = dict(place.names()) if units else {}
+    return {number for number, unit in units.items() if all(_stands(sizes, shard) for shard in unit.shards)}
 
 
-def _stands(tar: Path, size: int) -> bool:
-    return tar.exists() and tar.stat().st_size == size and tar.with_suffix(".parquet").exists()
+def _stands(sizes: dict[str, int], shard: ShardInfo) -> bool:
+    return sizes.get(shard.name) == shard.bytes and manifest.index_name(shard.name, None) in sizes
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,10 @@ class _Job:
     """What every worker needs to convert a unit."""
 
     source: Source
-    folder: Path
+    folder: Path  # where shards are written
     run: str
     shard_bytes: int
+    place: Place | None = None  # where they belong, if not there
 
 
 class _Counters:
@@ -178,16 +185,19 @@ def _work() -> None:
 
 
 def _work_off(job: _Job, counters: _Counters, units: Units) -> None:
-    """Convert units until none is left to take. While one is synced and committed, the next is written already."""
-    with ThreadPoolExecutor(1, "commit") as committer:
-        committing: Future[None] | None = None
+    """Convert units until none is left to take. While some are hashed, synced and committed, the next is written already."""
+    with ThreadPoolExecutor(_COMMITTING, "commit") as committer:
+        committing: deque[Future[None]] = deque()
         while (taken := counters.take()) < len(units):
             commit = _written(job, counters, *units[taken])
-            if committing is not None:
-                committing.result()
-            committing = committer.submit(commit)
-        if committing is not None:
-            committing.result()
+            if len(committing) == _COMMITTING:
+                committing.popleft().result()
+            committing.append(committer.submit(commit))
+        for commit in committing:
+            commit.result()
+
+
+_COMMITTING = 2  # units at once: where hashing is slow, one thread for it could not keep up
 
 
 def _die_with(parent: int) -> None:
@@ -201,6 +211,7 @@ def _die_with(parent: int) -> None:
 def _warm() -> None:
     """What would cost time inside the first unit: pyarrow imports its slow parts when it first makes an array. And memory is kept."""
     IndexBuilder().encode([], [], 0, "")
+    gc.freeze()  # what is imported stays: not to be looked through again whenever records have come and gone
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         for parameter, value in _MALLOC.items():
             ctypes.CDLL(None).mallopt(parameter, value)
@@ -215,12 +226,13 @@ def _written(job: _Job, counters: _Counters, number: int, unit: Any) -> Callable
     rejects: list[RejectRow] = []
     tally = Tally()
     progress = _Progress(counters)
-    with UnitWriter(job.folder, number, job.shard_bytes) as writer:
+    with UnitWriter(job.folder, number, job.shard_bytes, job.place) as writer:
         for index, row in enumerate(job.source.rows(unit)):
             try:
                 sample = job.source.sample(row)
                 size = writer.add(index, sample.record, sample.files, sample.maps)
-                tally.update(sample.counts)
+                if sample.counts:
+                    tally.update(sample.counts)
                 progress.note(size)
             except (Reject, RecordError) as error:
                 rejects.append(manifest.reject(row.file, row.number, f"{number:06d}-{index:08d}", error))
@@ -245,7 +257,7 @@ def _commit(job: _Job, counters: _Counters, writer: UnitWriter, rejects: list[Re
         shards=shards,
         suffixes=sorted(writer.suffixes),
     )
-    manifest.commit(job.folder, unit)
+    manifest.commit(job.place or job.folder, unit)
     counters.add(committed=1)
 
 

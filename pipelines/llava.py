@@ -54,6 +54,7 @@ ROLES = {
     "function": "tool",
 }
 MAX_META = 1000  # characters of a string, pictures in a list: meta stays far below its 64 kB
+_PLAIN = (str, int, float)
 LOOK = 10  # rows that tell what a file is
 _SHARE = r"(?:0?\.\d+|0(?:\.\d+)?|1(?:\.0+)?)"
 _BOX = re.compile(rf"\[\s*(?:{_SHARE}\s*,\s*){{3}}{_SHARE}\s*\]")
@@ -127,8 +128,7 @@ class Llava:
 
     def rows(self, unit: range) -> Iterator[Row]:
         """The rows, as JSON."""
-        for index in unit:
-            yield Row(*self._rows.where(index), self._rows[index])
+        return (Row(*found) for found in self._rows.part(unit))
 
     def sample(self, row: Row) -> Sample:
         """The row's record. Raises Reject."""
@@ -194,8 +194,8 @@ class Llava:
         if self._urls is not None and item.id is not None:
             url = self._urls.of(item.id) or url
             counts.note("notes", "no_meta", int(url is None))
-        found = {"id": item.id, "url": url, "model": item.model}
-        return {name: _short(value, counts) for name, value in found.items() if isinstance(value, str | int | float) and value != ""}
+        found = (("id", item.id), ("url", url), ("model", item.model))
+        return {name: _short(value, counts) for name, value in found if isinstance(value, _PLAIN) and value != ""}
 
 
 class _Urls:
@@ -243,29 +243,29 @@ def _markers(said: Iterable[tuple[str, str]], names: Sequence[str]) -> int:
     return markers
 
 
-def _turns(said: Iterable[tuple[str, str]], found: Sequence[Found | None], markers: int) -> list[Turn]:
+def _turns(said: Sequence[tuple[str, str]], found: Sequence[Found | None], markers: int) -> list[Turn]:
     """The turns with their pictures in place, numbered as they are kept."""
     number = count()
     numbers = [None if picture is None else next(number) for picture in found]
     places = repeat(numbers[0]) if len(numbers) == 1 else iter(numbers)
-    turns = [record.turn(role, _parts(text, places) if markers else _text(text)) for role, text in said]
+    turns = [record.turn(role, _parts(text, places) if markers and MARKER in text else _text(text)) for role, text in said]
     if not markers:
         turns[0].parts[:0] = [record.image_part(index) for index in numbers if index is not None]
     return turns
 
 
-def _parts(text: str, places: Iterator[int | None]) -> Iterator[Part]:
+def _parts(text: str, places: Iterator[int | None]) -> list[Part]:
     """Text and pictures in reading order; the marker of a dropped picture (None) leaves no seam."""
     before, *behind = text.split(MARKER)
+    parts: list[Part] = []
     for piece in behind:
         place = next(places)
         if place is None:
             before += piece
             continue
-        yield from _text(before)
-        yield record.image_part(place)
+        parts += (*_text(before), record.image_part(place))
         before = piece
-    yield from _text(before)
+    return parts + _text(before)
 
 
 def _text(text: str) -> list[Part]:

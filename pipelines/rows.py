@@ -14,7 +14,7 @@ import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,12 @@ class Rows(Sequence[memoryview]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
+    def part(self, indices: range) -> Iterator[tuple[str, int, memoryview]]:
+        """File name, row number within it and raw JSON of a contiguous part of the rows."""
+        for (start, stop), index in zip(self.ranges[indices.start : indices.stop].tolist(), indices, strict=True):
+            file = self._file(index)
+            yield self.paths[file].name, index - self._first[file], self._views[file][start:stop]
 
     def where(self, index: int) -> tuple[str, int]:
         """File name and row number within it."""
@@ -165,8 +171,13 @@ def once(data: Any, names: Sequence[str]) -> None:
     """Raise Reject(repeated_field) where a row states one of these fields twice: which of the two is meant, nobody knows."""
     text = bytes(data)
     for name in names:
-        if text.count(b'"%s"' % name.encode()) > 1 and _times(text, name) > 1:
+        if text.count(_quoted(name)) > 1 and _times(text, name) > 1:
             raise Reject("repeated_field", f"expected {name} once, found it twice")
+
+
+@cache
+def _quoted(name: str) -> bytes:
+    return f'"{name}"'.encode()
 
 
 def _times(text: bytes, name: str) -> int:

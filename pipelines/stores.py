@@ -1,4 +1,4 @@
-"""Picture stores: a directory, a .zip or a .tar, read in place, by relative name.
+"""Picture stores: a directory, a .zip, a .tar or a prefix of an object store, read in place, by relative name.
 
 Names are listed once (`names`), never asked for one by one; a picture is then opened by name. Names come from annotation files, which can
 be hostile: `safe` refuses absolute names and `..`. A file under another suffix (OCR-VQA says .jpg of what was saved as .png) is found by
@@ -7,6 +7,7 @@ its stem. What is read is bounded by MAX_BYTES, compressed or not.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import mmap
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from schemas import Reject, RequestError
+from shards.place import STORES, Place, at
 
 MAX_BYTES = 256 << 20  # of one picture
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ""))  # of what may be a picture's twin
@@ -194,8 +196,52 @@ class Tar:
         return self._stems.get(posixpath.splitext(name)[0])
 
 
+class Prefix:
+    """A prefix of an object store. A picture costs a request, also one that is not there."""
+
+    def __init__(self, root: Path, place: Place) -> None:
+        self.root, self.place = root, place
+        self._stems: dict[str, dict[str, str]] = {}
+
+    def names(self) -> Iterator[tuple[str, int]]:
+        """See Store. The empty objects that stand for folders in a web console are none."""
+        listed = list(self.place.names())
+        folders = {name[:at] for name, _ in listed for at, letter in enumerate(name) if letter == "/"}
+        return ((name, size) for name, size in listed if name and (size or name not in folders))
+
+    def read(self, name: str) -> bytes | None:
+        """See Store."""
+        try:
+            return _bounded(name, self.place.read(name, MAX_BYTES + 1))
+        except FileNotFoundError as error:
+            if any(len(os.fsencode(part)) > 255 for part in name.split("/")):  # the reason that a directory gives
+                raise Reject("image_unreadable", f"{name}: {os.strerror(errno.ENAMETOOLONG)}") from error
+            return None
+
+    def twin(self, name: str) -> str | None:
+        """See Store."""
+        folder, slash, _ = name.rpartition("/")
+        if folder not in self._stems:
+            start = len(folder + slash)
+            self._stems[folder] = by_stem([name for name, _ in self.place.names(folder + slash) if "/" not in name[start:]])
+        return self._stems[folder].get(stem(name))
+
+
+def _url(root: Path) -> str | None:
+    """The URL that a path was made of: of its two slashes one is left."""
+    scheme, slash, rest = str(root).partition(":/")
+    return f"{scheme}://{rest}" if slash and scheme in STORES else None
+
+
 def open_store(root: Path) -> Store:
-    """The store at this path. Raises RequestError where there is none."""
+    """The store at this path, or at the URL that it was made of. Raises RequestError where there is none."""
+    if url := _url(root):
+        place = at(url)
+        if next(place.names(), None) is None:
+            raise RequestError(f"{url}: expected a prefix that holds pictures, found nothing")
+        return Prefix(root, place)
+    if str(root).startswith("file:/"):
+        return open_store(Path(str(root).removeprefix("file:")))
     if root.is_dir():
         return Folder(root)
     if not root.exists():

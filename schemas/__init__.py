@@ -1,6 +1,6 @@
 """The record of format 1, its parts, its validation, and the error tree. Imports nothing of ours."""
 
-from schemas.errors import RecordError, Reject, RequestError, ShardError, ShardweaveError, SourceError
+from schemas.errors import RecordError, Reject, RequestError, ShardError, ShardweaveError, SourceError, StoreError
 from schemas.record import (
     Choice,
     Expression,
@@ -35,6 +35,7 @@ __all__ = [
     "ShardweaveError",
     "SourceError",
     "Span",
+    "StoreError",
     "Turn",
     "validate",
 ]

@@ -3,6 +3,7 @@
     ShardweaveError          catch this one to catch all
       RequestError           the request is wrong: an option, a path, an output that holds another run  (exit 2)
       SourceError            an upstream file is not what it claims to be: stop                         (exit 2)
+      StoreError             object storage did not do what it was asked, within its deadline           (exit 2)
       ShardError             a shard, index or manifest is damaged: names shard and key                 (exit 1)
       RecordError            a record breaks a rule of format 1: `reason` says which
       Reject                 one upstream sample can not become a record: `reason` is counted
@@ -23,6 +24,10 @@ class SourceError(ShardweaveError):
     """An upstream file is not what it claims to be."""
 
 
+class StoreError(ShardweaveError):
+    """Object storage did not do what it was asked: place, what was asked, what the store said."""
+
+
 class ShardError(ShardweaveError):
     """A shard is damaged. The fields say where, and what stood there instead of what."""
 
@@ -30,6 +35,10 @@ class ShardError(ShardweaveError):
         self.shard, self.key, self.what, self.expected, self.found = shard, key, what, expected, found
         where = f"{shard} {key}" if key else shard
         super().__init__(f"{where}: {what}: expected {expected}, found {found}")
+
+    def again(self) -> "ShardError":
+        """The same error without the traceback, to be kept and raised later."""
+        return ShardError(self.shard, self.key, self.what, self.expected, self.found)
 
     def __reduce__(self) -> tuple[type["ShardError"], tuple[object, ...]]:
         return ShardError, (self.shard, self.key, self.what, str(self.expected), str(self.found))

@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable
+from typing import NoReturn
 
 import msgspec
 
 from schemas import mask as masks
 from schemas.errors import RecordError
-from schemas.record import FORMAT, IMAGE_FORMATS, ROLES, Choice, Image, Map, Record, Region, Span, Turn
+from schemas.record import FORMAT, IMAGE_FORMATS, ROLES, Image, Map, Part, Record, Region, Span, Turn
 
 MAX_META = 64_000  # bytes
 MAX_MEMBER = 100  # bytes of a ustar name
@@ -49,56 +50,63 @@ def validate(record: Record) -> None:
     _something_left(record)
 
 
-def _require(holds: bool, reason: str, where: str, expected: object, found: object) -> None:
-    if not holds:
-        raise RecordError(reason, f"{where}: expected {expected}, found {found!r}"[:500])
+def _refuse(reason: str, where: str, expected: object, found: object) -> NoReturn:
+    """Called behind an `if` and not with its outcome: what it says is made up for bad records alone."""
+    raise RecordError(reason, f"{where}: expected {expected}, found {found!r}"[:500])
 
 
-def _finite(value: float | None, where: str) -> None:
-    _require(value is None or math.isfinite(value), "not_finite", where, "a finite number", value)
+def _finite(value: float | None, where: str, what: str) -> None:
+    if value is not None and not math.isfinite(value):
+        _refuse("not_finite", f"{where} {what}", "a finite number", value)
 
 
 def _identity(record: Record) -> None:
-    _require(record.format == FORMAT, "format", "format", FORMAT, record.format)
-    _require(KEY.fullmatch(record.key) is not None, "key", "key", "UUUUUU-RRRRRRRR", record.key)
-    _require(bool(record.source), "source", "source", "a name", record.source)
-    language = record.language
-    _require(language is None or LANGUAGE.fullmatch(language) is not None, "language", "language", "BCP 47", language)
+    if record.format != FORMAT:
+        _refuse("format", "format", FORMAT, record.format)
+    if KEY.fullmatch(record.key) is None:
+        _refuse("key", "key", "UUUUUU-RRRRRRRR", record.key)
+    if not record.source:
+        _refuse("source", "source", "a name", record.source)
+    if record.language is not None and LANGUAGE.fullmatch(record.language) is None:
+        _refuse("language", "language", "BCP 47", record.language)
     _json_object(record.meta)
 
 
 def _json_object(text: str) -> None:
     size = len(text.encode("utf-8", "surrogatepass"))
-    _require(size < MAX_META, "meta", "meta", f"under {MAX_META} bytes", size)
+    if size >= MAX_META:
+        _refuse("meta", "meta", f"under {MAX_META} bytes", size)
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise RecordError("meta", f"meta: expected JSON text, found {error}") from error
-    _require(isinstance(value, dict), "meta", "meta", "a JSON object", type(value).__name__)
+    if not isinstance(value, dict):
+        _refuse("meta", "meta", "a JSON object", type(value).__name__)
 
 
 def _image(key: str, index: int, image: Image) -> None:
     where = f"image {index}"
-    _require(image.format in IMAGE_FORMATS, "image_format", where, IMAGE_FORMATS, image.format)
-    sized = 0 < image.width <= MAX_SIDE and 0 < image.height <= MAX_SIDE
-    _require(sized, "image_size", where, f"sides of 1 to {MAX_SIDE}", (image.width, image.height))
-    _require(image.bytes > 0, "image_bytes", where, "bytes", image.bytes)
-    _member(image.member, f"{key}.{index}.{image.format}", where)
-    _finite(image.similarity, f"{where} similarity")
-    _finite(image.seconds, f"{where} seconds")
-
-
-def _member(member: str, expected: str, where: str) -> None:
-    _require(member == expected and len(member) <= MAX_MEMBER, "member", where, expected, member)
+    if image.format not in IMAGE_FORMATS:
+        _refuse("image_format", where, IMAGE_FORMATS, image.format)
+    if not (0 < image.width <= MAX_SIDE and 0 < image.height <= MAX_SIDE):
+        _refuse("image_size", where, f"sides of 1 to {MAX_SIDE}", (image.width, image.height))
+    if image.bytes <= 0:
+        _refuse("image_bytes", where, "bytes", image.bytes)
+    expected = f"{key}.{index}.{image.format}"
+    if image.member != expected or len(image.member) > MAX_MEMBER:
+        _refuse("member", where, expected, image.member)
+    _finite(image.similarity, where, "similarity")
+    _finite(image.seconds, where, "seconds")
 
 
 def _regions(record: Record) -> set[str]:
     seen: set[str] = set()
     for region in record.regions:
-        _require(bool(region.id) and region.id not in seen, "region_id", "regions", "unique ids", region.id)
+        if not region.id or region.id in seen:
+            _refuse("region_id", "regions", "unique ids", region.id)
         seen.add(region.id)
-        inside = 0 <= region.image < len(record.images)
-        _require(inside, "region_image", f"region {region.id}", f"an image below {len(record.images)}", region.image)
+        if not 0 <= region.image < len(record.images):
+            _refuse("region_image", f"region {region.id}", f"an image below {len(record.images)}", region.image)
         _region(region, record.images[region.image])
     return seen
 
@@ -110,20 +118,21 @@ def _region(region: Region, image: Image) -> None:
     if region.mask is not None:
         _mask(region.mask, image, where)
     for point in region.points or ():
-        finite = len(point) == 3 and all(math.isfinite(value) for value in point)
-        _require(finite, "points", where, "[x, y, visibility]", point)
-    _finite(region.score, f"{where} score")
+        if len(point) != 3 or not all(math.isfinite(value) for value in point):
+            _refuse("points", where, "[x, y, visibility]", point)
+    _finite(region.score, where, "score")
     if region.attributes is not None:
         _attributes(region.attributes, where)
 
 
 def _box(box: list[float], image: Image, where: str) -> None:
-    fits = len(box) == 4 and 0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height
-    _require(fits, "box", where, f"a box inside {image.width}x{image.height}", box)
+    if not (len(box) == 4 and 0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
+        _refuse("box", where, f"a box inside {image.width}x{image.height}", box)
 
 
 def _mask(mask: masks.Mask, image: Image, where: str) -> None:
-    _require(mask.size == [image.height, image.width], "mask", where, [image.height, image.width], mask.size)
+    if mask.size != [image.height, image.width]:
+        _refuse("mask", where, [image.height, image.width], mask.size)
     try:
         masks.runs(mask)
     except masks.MaskRefused as error:
@@ -140,34 +149,39 @@ def _attributes(text: str, where: str) -> None:
 def _conversation(turns: list[Turn], images: list[Image], regions: Collection[str], where: str) -> None:
     placed: set[int] = set()
     for number, turn in enumerate(turns):
-        at = f"{where} {number}"
-        _require(turn.role in ROLES, "role", at, ROLES, turn.role)
-        placed.update(_parts(turn, len(images), regions, at))
+        if turn.role not in ROLES:
+            _refuse("role", f"{where} {number}", ROLES, turn.role)
+        for part in turn.parts:
+            if part.text is None or part.image is not None or part.region is not None:
+                _pointer(part, len(images), regions, f"{where} {number}")
+            if part.image is not None:
+                placed.add(part.image)
         if turn.spans:
-            _spans(turn.spans, len(turn.text()), regions, at)
-    missing = sorted(set(range(len(images))) - placed)
-    _require(not missing, "image_unplaced", where, "every image placed", missing)
+            _spans(turn.spans, len(turn.text()), regions, f"{where} {number}")
+    if len(placed) < len(images):
+        _refuse("image_unplaced", where, "every image placed", sorted(set(range(len(images))) - placed))
 
 
-def _parts(turn: Turn, images: int, regions: Collection[str], where: str) -> Iterable[int]:
-    placed: list[int] = []
-    for part in turn.parts:
-        filled = (part.text is not None) + (part.image is not None) + (part.region is not None)
-        _require(filled == 1, "part", where, "one of text, image, region", filled)
-        if part.image is not None:
-            _require(0 <= part.image < images, "part_image", where, f"an image below {images}", part.image)
-            placed.append(part.image)
-        elif part.region is not None:
-            _require(part.region in regions, "part_region", where, "a region's id", part.region)
-    return placed
+def _pointer(part: Part, images: int, regions: Collection[str], where: str) -> None:
+    """A part that is not text alone: one image or one region, and there is such a one."""
+    filled = (part.text is not None) + (part.image is not None) + (part.region is not None)
+    if filled != 1:
+        _refuse("part", where, "one of text, image, region", filled)
+    if part.image is not None and not 0 <= part.image < images:
+        _refuse("part_image", where, f"an image below {images}", part.image)
+    if part.region is not None and part.region not in regions:
+        _refuse("part_region", where, "a region's id", part.region)
 
 
 def _spans(spans: list[Span], length: int, regions: Collection[str], where: str) -> None:
     for span in spans:
-        _require(0 <= span.start < span.end <= length, "span_range", where, f"inside {length}", (span.start, span.end))
+        if not 0 <= span.start < span.end <= length:
+            _refuse("span_range", where, f"inside {length}", (span.start, span.end))
         unknown = [id for id in span.regions if id not in regions]
-        _require(not unknown, "span_region", where, "regions' ids", unknown)
-    _require(not crossing(spans), "span_cross", where, "spans apart or nested", [(s.start, s.end) for s in spans])
+        if unknown:
+            _refuse("span_region", where, "regions' ids", unknown)
+    if crossing(spans):
+        _refuse("span_cross", where, "spans apart or nested", [(s.start, s.end) for s in spans])
 
 
 def crossing(spans: Iterable[Span]) -> bool:
@@ -185,25 +199,30 @@ def crossing(spans: Iterable[Span]) -> bool:
 def _references(record: Record, regions: Collection[str]) -> None:
     for expression in record.expressions:
         unknown = [id for id in expression.regions if id not in regions]
-        _require(not unknown, "expression_region", f"expression {expression.text[:40]!r}", "regions' ids", unknown)
+        if unknown:
+            _refuse("expression_region", f"expression {expression.text[:40]!r}", "regions' ids", unknown)
     for relation in record.relations:
         unknown = [id for id in (relation.subject, relation.object) if id not in regions]
-        _require(not unknown, "relation_region", f"relation {relation.predicate[:40]!r}", "regions' ids", unknown)
+        if unknown:
+            _refuse("relation_region", f"relation {relation.predicate[:40]!r}", "regions' ids", unknown)
 
 
 def _maps(record: Record) -> None:
     seen: set[str] = set()
     for map in record.maps:
         where = f"map {map.member}"
-        inside = 0 <= map.image < len(record.images)
-        _require(inside, "map_image", where, f"an image below {len(record.images)}", map.image)
-        _require(map.kind in ("classes", "panoptic"), "map_kind", where, "classes or panoptic", map.kind)
-        _require(map.encoding in ("L8", "L16", "RGB24"), "map_encoding", where, "L8, L16 or RGB24", map.encoding)
-        name = map_name(record.key, map)
-        _require(name is not None and map.member not in seen, "map_member", where, "KEY.<image>.<name>.png", map.member)
+        if not 0 <= map.image < len(record.images):
+            _refuse("map_image", where, f"an image below {len(record.images)}", map.image)
+        if map.kind not in ("classes", "panoptic"):
+            _refuse("map_kind", where, "classes or panoptic", map.kind)
+        if map.encoding not in ("L8", "L16", "RGB24"):
+            _refuse("map_encoding", where, "L8, L16 or RGB24", map.encoding)
+        if map_name(record.key, map) is None or map.member in seen:
+            _refuse("map_member", where, "KEY.<image>.<name>.png", map.member)
         seen.add(map.member)
         ids = [segment.id for segment in map.segments or ()]
-        _require(len(ids) == len(set(ids)), "map_segments", where, "unique ids", len(ids))
+        if len(ids) != len(set(ids)):
+            _refuse("map_segments", where, "unique ids", len(ids))
 
 
 def map_name(key: str, map: Map) -> str | None:
@@ -216,10 +235,10 @@ def map_name(key: str, map: Map) -> str | None:
 
 
 def _something_left(record: Record) -> None:
-    spoken: list[Turn] = [*record.turns, *(turn for choice in record.choices for turn in _turns(choice))]
-    text = any(part.text for turn in spoken for part in turn.parts)
-    _require(bool(record.images) or text, "empty", "record", "an image or text", "neither")
+    if record.images or _speaks(record.turns) or any(_speaks(choice.turns) for choice in record.choices):
+        return
+    _refuse("empty", "record", "an image or text", "neither")
 
 
-def _turns(choice: Choice) -> list[Turn]:
-    return choice.turns
+def _speaks(turns: list[Turn]) -> bool:
+    return any(part.text for turn in turns for part in turn.parts)

@@ -6,9 +6,12 @@ payload's hash, the schema, and every picture decoded and its size compared. Wha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +20,10 @@ import xxhash
 from schemas import Record, RecordError, Reject, ShardError, validate
 from schemas.picture import measure
 from shards import manifest, rejects, ustar
-from shards.finish import CARD
 from shards.manifest import Manifest, ShardInfo
-from shards.reader import Sample, Shard, local
-from shards.run import RUN
+from shards.place import Place, at
+from shards.reader import Shard
+from shards.sample import Sample
 
 
 class Problem(NamedTuple):
@@ -42,23 +45,23 @@ class Report(NamedTuple):
     problems: list[Problem]
 
 
-def check(place: str | Path, *, deep: bool = False, workers: int = 2, progress: Callable[[int], object] | None = None) -> Report:
+def check(place: str | Path | Place, *, deep: bool = False, workers: int = 2, progress: Callable[[int], object] | None = None) -> Report:
     """Verify a finished data set; `progress` is told the bytes of every shard that is done.
 
     Raises RequestError where there is no finished data set to verify.
     """
-    folder = local(place)
-    data = manifest.read_bytes(folder)
+    place = at(place)
+    data = manifest.read_bytes(place)
     problems = list(_manifest_hash(data))
     try:
         found = manifest.decode(data)
     except ShardError as error:
         return Report(False, 0, 0, [*problems, _problem(error)])
-    problems += [*_sums(found), *_strangers(folder, found), *_ledger(folder, found)]
+    problems += [*_sums(found), *_strangers(place, found), *_ledger(place, found)]
     records = images = 0
     before = ""
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for info, seen in zip(found.shards, pool.map(lambda info: _shard(folder, info, deep), found.shards), strict=True):
+        for info, seen in zip(found.shards, pool.map(lambda info: _shard(place, info, found.layout, deep), found.shards), strict=True):
             problems += seen.problems
             records, images = records + seen.records, images + seen.images
             if seen.first <= before and seen.records:
@@ -94,31 +97,28 @@ def _sums(found: Manifest) -> Iterator[Problem]:
     yield from _differs(where, None, "fingerprint", found.fingerprint, manifest.fingerprint(found.shards))
 
 
-def _strangers(folder: Path, found: Manifest) -> Iterator[Problem]:
-    """Files that a glob over the folder would take for part of the data set."""
-    known = {manifest.MANIFEST, rejects.REJECTS, CARD, RUN, manifest.UNITS}
-    for info in found.shards:
-        known.update((info.name, _index_name(info)))
-    for path in sorted(folder.iterdir()):
-        if path.name not in known and path.suffix in (".tar", ".parquet"):
-            yield Problem(path.name, None, "stranger", "only files that the manifest names", path.name)
+def _strangers(place: Place, found: Manifest) -> Iterator[Problem]:
+    """Files that a glob over the place would take for part of the data set."""
+    known = {name for info in found.shards for name in (info.name, manifest.index_name(info.name, found.layout))}
+    known.add(rejects.REJECTS)
+    # Beside tars made elsewhere lies what their maker put there; a tar that is not indexed is no part of the data set.
+    ours = (".tar", ".parquet") if found.layout is None else (".tar",)
+    for name, _ in place.names():
+        if name not in known and "/" not in name and name.endswith(ours):
+            yield Problem(name, None, "stranger", "only files that the manifest names", name)
 
 
-def _ledger(folder: Path, found: Manifest) -> Iterator[Problem]:
+def _ledger(place: Place, found: Manifest) -> Iterator[Problem]:
     try:
-        data = (folder / rejects.REJECTS).read_bytes()
+        data = place.read(manifest.ledger_name(found.layout))
         digest = hashlib.sha256(data).hexdigest()
         yield from _differs(rejects.REJECTS, None, "rejects altered", found.rejects.sha256, digest)
         if found.rejects.sha256 == digest:  # a parquet reader is not made for damaged files
-            yield from _differs(rejects.REJECTS, None, "rejects rows", found.rejects.rows, rejects.read(folder).num_rows)
+            yield from _differs(rejects.REJECTS, None, "rejects rows", found.rejects.rows, rejects.decode(data).num_rows)
     except OSError as error:
         yield Problem(rejects.REJECTS, None, "rejects missing", f"{found.rejects.rows} rows", str(error.strerror))
     except ShardError as error:
         yield _problem(error)
-
-
-def _index_name(info: ShardInfo) -> str:
-    return Path(info.name).with_suffix(".parquet").name
 
 
 class _Seen(NamedTuple):
@@ -131,30 +131,58 @@ class _Seen(NamedTuple):
     last: str = ""
 
 
-def _shard(folder: Path, info: ShardInfo, deep: bool) -> _Seen:
-    problems = list(_file(folder, info.name, info.sha256, info.bytes))
-    shard = Shard(folder, info)
+def _shard(place: Place, info: ShardInfo, layout: str | None, deep: bool) -> _Seen:
+    with _near(place, info, layout) if deep else contextlib.nullcontext(place) as place:
+        return _looked_at(place, info, layout, deep)
+
+
+@contextlib.contextmanager
+def _near(place: Place, info: ShardInfo, layout: str | None) -> Iterator[Place]:
+    """A shard and its index on local disk: a copy where they lie on object storage."""
+    if place.folder is not None:
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="shardweave-") as folder:
+        for name in (info.name, manifest.index_name(info.name, layout)):
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as file:
+                try:
+                    for piece in place.stream(name):
+                        file.write(piece)
+                except FileNotFoundError:
+                    path.unlink()  # found missing there, too
+        yield at(folder)
+
+
+def _looked_at(place: Place, info: ShardInfo, layout: str | None, deep: bool) -> _Seen:
+    problems = list(_file(place, info.name, info.sha256, info.bytes))
+    shard = Shard(place, info, layout=layout)
     try:
         index = shard.index
         images = len(index.table["images"].combine_chunks().flatten()) if len(shard) else 0
-        problems += [*_coverage(shard), *_differs(info.name, None, "images in the index", info.images, images)]
+        problems += [
+            *(_coverage(shard) if layout is None else _order(shard)),
+            *_differs(info.name, None, "images in the index", info.images, images),
+        ]
         if deep:
-            problems += [problem for row in range(len(shard)) for problem in _record(shard, row)]
+            problems += [problem for row in range(len(shard)) for problem in _record(shard, row, ours=layout is None)]
     except ShardError as error:
         return _Seen([*problems, _problem(error)])
     return _Seen(problems, len(index.keys), images, *(index.keys[row] for row in (0, -1) if index.keys))
 
 
-def _file(folder: Path, name: str, sha256: str, size: int) -> Iterator[Problem]:
+def _file(place: Place, name: str, sha256: str, size: int) -> Iterator[Problem]:
+    digest, length = hashlib.sha256(), 0
     try:
-        with (folder / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            length = file.seek(0, 2)
+        for piece in place.stream(name):
+            digest.update(piece)
+            length += len(piece)
     except OSError as error:
         yield Problem(name, None, "missing" if isinstance(error, FileNotFoundError) else "unreadable", name, str(error.strerror))
         return
     yield from _differs(name, None, "size", size, length)
-    yield from _differs(name, None, "sha256", sha256, found)
+    yield from _differs(name, None, "sha256", sha256, digest.hexdigest())
 
 
 def _coverage(shard: Shard) -> Iterator[Problem]:
@@ -166,13 +194,27 @@ def _coverage(shard: Shard) -> Iterator[Problem]:
         yield from _differs(shard.name, key, "record begins", at, offset)
         at = offset + length
     yield from _differs(shard.name, None, "records end", shard.info.bytes - len(ustar.END), at)
-    if any(a >= b for a, b in zip(index.keys, index.keys[1:], strict=False)):
-        yield Problem(shard.name, None, "keys", "rising keys", "keys out of order")
+    yield from _rising(shard)
     foreign = [key for key in index.keys if key[:7] != shard.name[:7]]
     yield from _differs(shard.name, None, "keys of another unit", [], foreign[:1])
 
 
-def _record(shard: Shard, row: int) -> Iterator[Problem]:
+def _order(shard: Shard) -> Iterator[Problem]:
+    """Of a tar made elsewhere: records lie one behind the other, with anything between them; keys rise."""
+    index, at = shard.index, 0
+    for key, offset, length in zip(index.keys, index.offsets, index.lengths, strict=True):
+        if offset < at:
+            yield Problem(shard.name, key, "record begins", f"at {at} or behind it", str(offset))
+        at = offset + length
+    yield from _rising(shard)
+
+
+def _rising(shard: Shard) -> Iterator[Problem]:
+    if any(a >= b for a, b in pairwise(shard.index.keys)):
+        yield Problem(shard.name, None, "keys", "rising keys", "keys out of order")
+
+
+def _record(shard: Shard, row: int, *, ours: bool) -> Iterator[Problem]:
     key = shard.index.keys[row]
     try:
         sample = shard[row]
@@ -184,7 +226,9 @@ def _record(shard: Shard, row: int) -> Iterator[Problem]:
         yield Problem(shard.name, key, error.reason, "a valid record", error.detail)
         return
     yield from _differs(shard.name, key, "key", key, sample.record.key)
-    yield from _headers(shard, row, key)
+    if ours:
+        yield from _headers(shard, row, key)
+        yield from _names(shard, row, sample)
     yield from _pictures(shard, row, sample)
 
 
@@ -200,16 +244,20 @@ def _headers(shard: Shard, row: int, key: str) -> Iterator[Problem]:
     yield from _differs(shard.name, key, "record ends", shard.index.offsets[row] + shard.index.lengths[row], at)
 
 
-def _pictures(shard: Shard, row: int, sample: Sample) -> Iterator[Problem]:
+def _names(shard: Shard, row: int, sample: Sample) -> Iterator[Problem]:
     record, key = sample.record, sample.key
     names = [*(image.member for image in record.images), *(map.member for map in record.maps), f"{key}.json"]
     yield from _differs(shard.name, key, "members", names, [name for name, _, _ in shard.members(row)])
+
+
+def _pictures(shard: Shard, row: int, sample: Sample) -> Iterator[Problem]:
+    record, key = sample.record, sample.key
     hashes = shard.index.table["images"][row].as_py()
     yield from _differs(shard.name, key, "images in the index", len(record.images), len(hashes))
     for position, known in zip(range(len(record.images)), hashes, strict=False):
         try:
             yield from _picture(shard.name, record, position, sample.image(position), known)
-        except (Reject, KeyError) as error:
+        except (Reject, LookupError) as error:
             yield Problem(shard.name, key, f"image {position}", "a picture that decodes", str(error))
     for position in range(len(record.maps)):
         yield from _map(shard.name, sample, position)
@@ -227,7 +275,7 @@ def _map(shard: str, sample: Sample, position: int) -> Iterator[Problem]:
     image = sample.record.images[sample.record.maps[position].image]
     try:
         found = measure(sample.map(position), "decode")
-    except (Reject, KeyError) as error:
+    except (Reject, LookupError) as error:
         yield Problem(shard, sample.key, f"map {position}", "a map that decodes", str(error))
         return
     yield from _differs(shard, sample.key, f"map {position}", ("png", image.width, image.height), tuple(found))

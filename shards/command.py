@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from schemas import ShardError, ShardweaveError
+from shards import credentials
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +30,7 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
     """The exit status of a command whose errors have been told in one line each."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        credentials.use_endpoint(getattr(arguments, "endpoint", None))
         return command(arguments)
     except ShardError as error:
         return tell(str(error), 1)
@@ -59,3 +61,15 @@ def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
 def examples(lines: Sequence[str]) -> dict[str, Any]:
     """What a parser needs to end its help with examples as they stand."""
     return {"epilog": "examples:\n" + "\n".join(f"  {line}" for line in lines), "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def size(text: str) -> int:
+    """Bytes, of a text such as 256MiB."""
+    number = text.rstrip("BKMGibkmgI")
+    factor = _UNITS.get(text[len(number) :].upper())
+    if factor is None or not number.isdecimal() or int(number) * factor < 1024:
+        raise argparse.ArgumentTypeError(f"expected a size of at least 1KiB such as 256MiB, found {text}")
+    return int(number) * factor

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards import durable, manifest, rejects
+from shards import manifest, rejects
 from shards.card import card
 from shards.manifest import Manifest, Unit
+from shards.place import Place, at
 
 CARD = "README.md"
 
 
-def finish(folder: Path, content: dict[str, Any], units: Sequence[Unit], notes: dict[str, dict[str, int]] | None = None) -> Manifest:
+def finish(
+    where: str | Path | Place, content: dict[str, Any], units: Sequence[Unit], notes: dict[str, dict[str, int]] | None = None
+) -> Manifest:
     """Write what describes the whole data set: the manifest that it now has.
 
     content: source, options, inputs, versions. units: every unit's commit, in order. notes: counts that belong to no unit.
     """
+    place = at(where)
     ledger = rejects.encode(row for unit in units for row in unit.rejects)
-    durable.write(folder / rejects.REJECTS, ledger)
+    place.write(rejects.REJECTS, ledger)
     totals = manifest.totals(units)
     suffixes = sorted({suffix for unit in units for suffix in unit.suffixes})
-    durable.write(folder / CARD, card(content["source"], suffixes, totals).encode())
+    place.write(CARD, card(content["source"], suffixes, totals).encode())
     shards = [shard for unit in units for shard in unit.shards]
     data = manifest.encode(
         {
@@ -38,7 +42,7 @@ def finish(folder: Path, content: dict[str, Any], units: Sequence[Unit], notes: 
             "fingerprint": manifest.fingerprint(shards),
         }
     )
-    durable.write(folder / manifest.MANIFEST, data)
+    place.write(manifest.MANIFEST, data)
     return manifest.decode(data)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import Record, ShardError
+from shards.sink import Buffer
 
 _MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 _IMAGE = pa.struct(
@@ -63,8 +65,8 @@ class Entry(NamedTuple):
 def entry(record: Record, offset: int, length: int, members: list[tuple[str, int, int]], source_id: str | None) -> Entry:
     """The row of a record that stands at these bytes."""
     images = [(image.width, image.height, image.bytes, image.similarity) for image in record.images]
-    turns = [*record.turns, *(turn for choice in record.choices for turn in choice.turns)]
-    text_length = sum(len(part.text) for turn in turns for part in turn.parts if part.text is not None)
+    turns = record.turns + [turn for choice in record.choices for turn in choice.turns]
+    text_length = sum([len(part.text) for turn in turns for part in turn.parts if part.text is not None])
     return Entry(record.key, offset, length, members, images, text_length, len(record.regions), record.source, source_id)
 
 
@@ -74,8 +76,13 @@ class IndexBuilder:
 
     entries: list[Entry] = field(default_factory=list)
 
-    def encode(self, crc32: list[int], xxh3: list[bytes], tar_bytes: int, tar_sha256: str) -> bytes:
-        """The parquet file. crc32: one a record; xxh3: one a picture, in order."""
+    def encode(
+        self, crc32: list[int], xxh3: list[bytes], tar_bytes: int, tar_sha256: str, skipped: list[tuple[int, str]] | None = None
+    ) -> bytes:
+        """The parquet file. crc32: one a record; xxh3: one a picture, in order.
+
+        skipped: samples of a tar made elsewhere that became no record, by offset and key.
+        """
         rows = self.entries
         columns = [
             pa.array([row.key for row in rows], pa.string()),
@@ -90,6 +97,8 @@ class IndexBuilder:
             pa.array([row.source_id for row in rows], pa.string()),
         ]
         metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+        if skipped:
+            metadata["skipped"] = json.dumps(skipped)
         stream = io.BytesIO()
         pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata)), stream, compression="zstd")
         return stream.getvalue()
@@ -108,63 +117,131 @@ def _lists(rows: Iterable[list[tuple[Any, ...]]], struct: pa.StructType, given: 
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(struct)))
 
 
-class Index(NamedTuple):
-    """A shard's index in memory: flat columns, so that a record's row costs no Python object before it is asked for.
+class Texts(Sequence[str]):
+    """A column of strings that makes one when it is asked for."""
+
+    __slots__ = ("_bounds", "_letters")
+
+    def __init__(self, column: pa.StringArray) -> None:
+        _, bounds, letters = column.buffers()
+        self._bounds = _numbers(bounds, "i", column.offset, len(column) + 1 if len(column) else 1)
+        self._letters = memoryview(letters or b"")
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        rows = range(len(self))[row]
+        return [self._text(at) for at in rows] if isinstance(rows, range) else self._text(rows)
+
+    def _text(self, row: int) -> str:
+        return str(self._letters[self._bounds[row] : self._bounds[row + 1]], "utf-8")
+
+
+_READ = ["key", "offset", "length", "crc32", "members", "images.list.element.width"]  # what reading records takes
+
+
+@dataclass(slots=True)
+class Index:
+    """A shard's index in memory: flat columns over pyarrow's own buffers, so that a row costs no Python object before it is asked for.
 
     Row r of n: members first_member[r]:first_member[r + 1], pictures first_image[r]:first_image[r + 1].
     """
 
-    table: pa.Table
-    keys: list[str]
-    offsets: list[int]
-    lengths: list[int]
-    crc32: list[int]
-    first_member: list[int]
-    member_names: list[str]
-    member_offsets: list[int]
-    member_sizes: list[int]
-    first_image: list[int]
+    shard: str  # the tar's name
+    keys: Texts
+    offsets: memoryview[int]
+    lengths: memoryview[int]
+    crc32: memoryview[int]
+    first_member: memoryview[int]
+    member_names: Texts
+    member_offsets: memoryview[int]
+    member_sizes: memoryview[int]
+    first_image: memoryview[int]
     tar_bytes: int
     tar_sha256: str
+    file: tuple[str, Buffer]  # its name and bytes
+    _table: pa.Table | None = None
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, read when first asked for. Raises ShardError where values are missing."""
+        if self._table is None:
+            self._table = _table(*self.file, columns=None)
+        return self._table
+
+    def members(self, row: int) -> list[tuple[str, int, int]]:
+        """Name, offset and size of each member of a record, as they stand in the tar."""
+        rows = range(self.first_member[row], self.first_member[row + 1])
+        return [(self.member_names[at], self.member_offsets[at], self.member_sizes[at]) for at in rows]
 
 
-def read(path: Path, sha256: str) -> Index:
-    """The index in this file. Raises ShardError where it is missing, or is not the one with this hash, or points outside of its tar."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ShardError(path.name, None, "index unreadable", "a parquet index", error.strerror) from error
+def decode(name: str, data: Buffer, sha256: str) -> Index:
+    """The index in these bytes. Raises ShardError where it is not the one with this hash, or points outside of its tar."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:  # a parquet reader is not made for damaged files: it only sees the one that was written
-        raise ShardError(path.name, None, "index altered", f"sha256 {sha256}", found)
-    try:
-        table = parquet(pa.BufferReader(data))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ShardError(path.name, None, "index unreadable", "a parquet index", str(error)[:200]) from error
-    if not table.schema.equals(SCHEMA, check_metadata=False):
-        raise ShardError(path.name, None, "index columns", SCHEMA.names, table.schema.names)
+        raise ShardError(name, None, "index altered", f"sha256 {sha256}", found)
+    table = _table(name, data, columns=_READ)
     metadata = table.schema.metadata or {}
     try:
-        tar_bytes, tar_sha256 = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
+        tar = int(metadata[b"tar_bytes"]), metadata[b"tar_sha256"].decode()
     except (KeyError, ValueError) as error:
-        raise ShardError(path.name, None, "index metadata", "tar_bytes and tar_sha256", dict(metadata)) from error
-    members, images = _combined(table, "members"), _combined(table, "images")
+        raise ShardError(name, None, "index metadata", "tar_bytes and tar_sha256", dict(metadata)) from error
+    members = _combined(table, "members")
     flat = members.flatten()
-    _sound(path.name, table, members, images, tar_bytes)
-    return Index(
-        table=table,
-        keys=table["key"].to_pylist(),
-        offsets=table["offset"].to_pylist(),
-        lengths=table["length"].to_pylist(),
-        crc32=table["crc32"].to_pylist(),
-        first_member=members.offsets.to_pylist(),
-        member_names=flat.field("name").to_pylist(),
-        member_offsets=flat.field("offset").to_pylist(),
-        member_sizes=flat.field("size").to_pylist(),
-        first_image=images.offsets.to_pylist(),
-        tar_bytes=tar_bytes,
-        tar_sha256=tar_sha256,
+    index = Index(
+        PurePath(name).stem + ".tar",
+        Texts(_combined(table, "key")),
+        _column(_combined(table, "offset"), "q"),
+        _column(_combined(table, "length"), "q"),
+        _column(_combined(table, "crc32"), "I"),
+        _bounds(members),
+        Texts(flat.field("name")),
+        _column(flat.field("offset"), "q"),
+        _column(flat.field("size"), "q"),
+        _bounds(_combined(table, "images")),
+        *tar,
+        (name, data),
     )
+    _sound(name, index)
+    return index
+
+
+def _table(name: str, data: Buffer, columns: list[str] | None) -> pa.Table:
+    """These columns, or all, of an index; none of them with holes."""
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+            schema = file.schema_arrow
+            if not schema.equals(SCHEMA, check_metadata=False):
+                raise ShardError(name, None, "index columns", SCHEMA.names, schema.names)
+            table = file.read(columns, use_threads=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ShardError(name, None, "index unreadable", "a parquet index", str(error)[:200]) from error
+    values = [table[column] for column in table.column_names if column != "source_id"]
+    values += [*_combined(table, "members").flatten().flatten(), *_combined(table, "images").flatten().flatten()[:4]]
+    if any(column.null_count for column in values):
+        raise ShardError(name, None, "index columns", "no nulls", "nulls")
+    return table
+
+
+def _column(array: pa.Array, kind: Literal["q", "i", "I"]) -> memoryview[int]:
+    """An array's numbers where they lie: pyarrow's own ways to them import pandas."""
+    return _numbers(array.buffers()[1], kind, array.offset, len(array))
+
+
+def _bounds(lists: pa.ListArray) -> memoryview[int]:
+    """Where each row's items begin and end among all rows' items, from 0."""
+    return _column(lists.offsets, "i") if len(lists) else memoryview(bytes(4)).cast("i")
+
+
+def _numbers(buffer: pa.Buffer | None, kind: Literal["q", "i", "I"], start: int, count: int) -> memoryview[int]:
+    size = np.dtype(kind).itemsize
+    return cast("memoryview[int]", memoryview(buffer or bytes(size * count))[start * size : (start + count) * size].cast(kind))
 
 
 def parquet(source: Any) -> pa.Table:
@@ -173,21 +250,18 @@ def parquet(source: Any) -> pa.Table:
         return file.read(use_threads=False)
 
 
-def _sound(name: str, table: pa.Table, members: pa.ListArray, images: pa.ListArray, tar_bytes: int) -> None:
-    """Raise ShardError unless every number is there and every record and payload lies inside the tar, the payloads inside their record."""
-    columns = [table[column] for column in SCHEMA.names if column != "source_id"]
-    columns += [*members.flatten().flatten(), *images.flatten().flatten()[:4]]
-    if any(column.null_count for column in columns):
-        raise ShardError(name, None, "index columns", "no nulls", "nulls")
-    start, length = table["offset"].to_numpy(), table["length"].to_numpy()
-    number = np.diff(members.offsets.to_numpy())
-    inside = (start >= 0) & (start <= tar_bytes) & (length >= 0) & (length <= tar_bytes - start) & (number > 0)
-    at, size = (members.flatten().field(field).to_numpy() for field in ("offset", "size"))
+def _sound(name: str, index: Index) -> None:
+    """Raise ShardError unless every record and payload lies inside the tar, the payloads inside their record."""
+    start, length, at, size = (np.asarray(column) for column in (index.offsets, index.lengths, index.member_offsets, index.member_sizes))
+    number = np.diff(np.asarray(index.first_member))
+    inside = (start >= 0) & (start <= index.tar_bytes) & (length >= 0) & (length <= index.tar_bytes - start) & (number > 0)
     begin, end = np.repeat(start, number), np.repeat(start + length, number)
     if not inside.all() or not ((begin <= at) & (at <= end) & (size >= 0) & (size <= end - at)).all():
-        raise ShardError(name, None, "index offsets", f"members inside of their record, records inside of {tar_bytes} bytes", "others")
+        raise ShardError(
+            name, None, "index offsets", f"members inside of their record, records inside of {index.tar_bytes} bytes", "others"
+        )
 
 
-def _combined(table: pa.Table, column: str) -> pa.ListArray:
+def _combined(table: pa.Table, column: str) -> Any:
     combined = table[column].combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

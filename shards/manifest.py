@@ -10,18 +10,22 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from schemas import RecordError, Reject, RequestError, ShardError
-from shards import durable
+from shards.place import Place, at
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNITS = "_units"
+INDEXED = "_index/"  # where the indexes of tars made elsewhere lie: img2dataset's own NAME.parquet stands beside its NAME.tar
 MAX_DETAIL = 500  # characters of a reject's detail that are kept
+READS = 16  # commits read at a time
+_COMMIT = re.compile(rf"{UNITS}/\d{{6,}}\.json")
 _HASH = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 
 
@@ -93,6 +97,17 @@ class Manifest(msgspec.Struct):
     fingerprint: str
     manifest_sha256: str
     suffixes: list[str] = []
+    layout: str | None = None  # of tars made elsewhere and indexed in place: a name in shards/layouts; ours have none
+
+
+def index_name(shard: str, layout: str | None) -> str:
+    """Where a shard's index lies, relative to the place."""
+    return (INDEXED if layout else "") + shard.removesuffix(".tar") + ".parquet"
+
+
+def ledger_name(layout: str | None) -> str:
+    """Where the reject ledger lies, relative to the place."""
+    return (INDEXED if layout else "") + "rejects.parquet"
 
 
 def fingerprint(shards: Iterable[ShardInfo]) -> str:
@@ -101,28 +116,34 @@ def fingerprint(shards: Iterable[ShardInfo]) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def commit(folder: Path, unit: Unit) -> None:
+def commit(where: str | Path | Place, unit: Unit) -> None:
     """Write the unit's commit."""
-    durable.write(folder / UNITS / f"{unit.unit:06d}.json", msgspec.json.encode(unit))
+    at(where).write(_commit_name(unit.unit), msgspec.json.encode(unit))
 
 
-def committed(folder: Path, numbers: Iterable[int] | None = None) -> dict[int, Unit]:
-    """The units that are committed, by number. Raises ShardError where a commit is damaged."""
-    names = sorted((folder / UNITS).glob("[0-9]*.json")) if numbers is None else [folder / UNITS / f"{n:06d}.json" for n in numbers]
-    units = (read_unit(path) for path in names if path.exists())
-    return {unit.unit: unit for unit in units}
+def committed(where: str | Path | Place, numbers: Iterable[int] | None = None) -> dict[int, Unit]:
+    """The units that are committed, by number; of these numbers, or all. Raises ShardError where a commit is damaged."""
+    place = at(where)
+    wanted = None if numbers is None else {_commit_name(number) for number in numbers}
+    names = [name for name, _ in place.names(f"{UNITS}/") if _COMMIT.fullmatch(name) and (wanted is None or name in wanted)]
+    with ThreadPoolExecutor(READS) as pool:
+        units = pool.map(lambda name: decode_unit(name, place.read(name)), names)
+        return {unit.unit: unit for unit in units}
 
 
-def read_unit(path: Path) -> Unit:
-    """One commit. Raises ShardError where it is damaged."""
-    name = f"{UNITS}/{path.name}"
+def _commit_name(unit: int) -> str:
+    return f"{UNITS}/{unit:06d}.json"
+
+
+def decode_unit(name: str, data: bytes) -> Unit:
+    """The commit in these bytes. Raises ShardError where it is damaged."""
     try:
-        unit = msgspec.json.decode(path.read_bytes(), type=Unit)
+        unit = msgspec.json.decode(data, type=Unit)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ShardError(name, None, "commit unreadable", "a unit's commit", str(error)) from error
-    if path.stem != f"{unit.unit:06d}" or unit.read != unit.written + len(unit.rejects):
+    if name != _commit_name(unit.unit) or unit.read != unit.written + len(unit.rejects):
         found = f"unit {unit.unit}: {unit.read}, {unit.written} and {len(unit.rejects)}"
-        raise ShardError(name, None, "commit altered", f"unit {path.stem}, read = written + rejected", found)
+        raise ShardError(name, None, "commit altered", "the unit of its name, read = written + rejected", found)
     return unit
 
 
@@ -154,23 +175,24 @@ def own_hash(data: bytes) -> tuple[str, str]:
     return data[start:stop].decode(), hashlib.sha256(zeroed).hexdigest()
 
 
-def read(folder: Path) -> Manifest:
+def read(where: str | Path | Place) -> Manifest:
     """The manifest of a finished data set. Raises RequestError where there is none, ShardError where it is damaged."""
-    data = read_bytes(folder)
+    data = read_bytes(where)
     stated, found = own_hash(data)
     if stated != found:
         raise ShardError(MANIFEST, None, "manifest altered", f"sha256 {stated}", found)
     return decode(data)
 
 
-def read_bytes(folder: Path) -> bytes:
+def read_bytes(where: str | Path | Place) -> bytes:
     """The manifest's bytes. Raises RequestError where there is none."""
+    place = at(where)
     try:
-        return (folder / MANIFEST).read_bytes()
+        return place.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RequestError(f"{folder}: expected a finished data set, found no {MANIFEST}{_unfinished(folder)}") from error
+        raise RequestError(f"{place.url}: expected a finished data set, found no {MANIFEST}{_unfinished(place)}") from error
     except OSError as error:
-        raise RequestError(f"{folder}: expected a readable data set, found {error.strerror}") from error
+        raise RequestError(f"{place.url}: expected a readable data set, found {error.strerror}") from error
 
 
 def decode(data: bytes) -> Manifest:
@@ -191,14 +213,18 @@ def decode(data: bytes) -> Manifest:
 _NO_FAMILY = frozenset(("options", "versions", "totals", "rejects"))
 
 
-def families(folder: Path) -> dict[str, dict[str, int]]:
+def families(where: str | Path | Place) -> dict[str, dict[str, int]]:
     """What was rejected, dropped, mended or noted: every family of counts in a manifest, by reason. Raises as `read_bytes`."""
-    content = msgspec.json.decode(read_bytes(folder), type=dict[str, Any])
+    content = msgspec.json.decode(read_bytes(where), type=dict[str, Any])
     return {name: counts for name, counts in content.items() if isinstance(counts, dict) and name not in _NO_FAMILY}
 
 
-def _unfinished(folder: Path) -> str:
-    return " (its conversion is not finished: run it again to go on)" if (folder / "run.json").exists() else ""
+def _unfinished(place: Place) -> str:
+    try:
+        place.size("run.json")
+    except OSError:
+        return ""
+    return " (its conversion is not finished: run it again to go on)"
 
 
 def totals(units: Sequence[Unit]) -> dict[str, int]:

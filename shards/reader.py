@@ -1,60 +1,56 @@
-"""The reader: a data set by its index. Whole shards in order, one record by key or number; local tars are memory-mapped.
+"""The reader: a data set by its index. Whole shards in order, one record by key or number.
 
 A reader knows each shard's size and each record's CRC-32, so a cut or altered shard is a ShardError that names shard and key, never a
-shorter epoch.
+shorter epoch. Of a shard on object storage it reads the records' byte ranges, or, with a cache, the whole shard once a machine. Everything
+here may be used from several threads, and a data set pickles. A forked child may use what its parent has opened if it is a directory: the
+clients of object storage do not live on in it.
 """
 
 from __future__ import annotations
 
 import bisect
-import mmap
-from collections.abc import Iterator
-from functools import cached_property
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
+import numpy as np
 from isal import isal_zlib
 
-from schemas import Record, RequestError, ShardError
-from schemas.record import decode
+from schemas import ShardError, ShardweaveError
 from shards import index, manifest
+from shards.cache import Cache
+from shards.download import PIECE, Stop
+from shards.index import Index
 from shards.manifest import Manifest, ShardInfo
+from shards.place import Place, at
+from shards.sample import Sample
+from shards.tar import Fetched, Tar
 
-
-class Sample:
-    """One record and the payloads of its members, as views into the shard: copy what must outlive the data set."""
-
-    __slots__ = ("_row", "_shard", "record")
-
-    def __init__(self, shard: Shard, row: int, record: Record) -> None:
-        self._shard, self._row, self.record = shard, row, record
-
-    @property
-    def key(self) -> str:
-        """The record's key."""
-        return self.record.key
-
-    def image(self, position: int) -> memoryview:
-        """The bytes of the record's image at this position, as they were upstream."""
-        return self.member(self.record.images[position].member)
-
-    def map(self, position: int) -> memoryview:
-        """The PNG bytes of the record's label map at this position."""
-        return self.member(self.record.maps[position].member)
-
-    def member(self, name: str) -> memoryview:
-        """The payload of a member, by full name. Raises KeyError where the index knows none of this name."""
-        for member, offset, size in self._shard.members(self._row):
-            if member == name:
-                return self._shard.view[offset : offset + size]
-        raise KeyError(name)
+AHEAD = 4  # shards that are opened in the background at a time
+OPEN = 256  # shards that random access keeps open: each takes a file descriptor
+log = logging.getLogger(__name__)
 
 
 class Shard:
-    """One tar with its index. Opened when first used. Raises ShardError where it is damaged."""
+    """One tar with its index. Opened when first used. Raises ShardError where it is damaged, StoreError where the store does not answer."""
 
-    def __init__(self, folder: Path, info: ShardInfo) -> None:
-        self.folder, self.info = folder, info
+    __slots__ = ("_broken", "_fetched", "_index", "_index_name", "_sample", "info", "place", "tar")
+
+    def __init__(
+        self, place: Place, info: ShardInfo, *, layout: str | None = None, cache: Cache | None = None, fetched: Fetched | None = None
+    ) -> None:
+        self.place, self.info, self._fetched = place, info, fetched or Fetched()
+        self.tar = Tar(place, info, cache, self._fetched)
+        self._index_name, self._sample = manifest.index_name(info.name, layout), _sample(layout)
+        self._index: Index | None = None
+        self._broken: ShardError | None = None  # until it is closed
 
     @property
     def name(self) -> str:
@@ -64,65 +60,150 @@ class Shard:
     def __len__(self) -> int:
         return self.info.records
 
-    @cached_property
-    def index(self) -> index.Index:
-        """The shard's index, checked against the manifest's count."""
-        found = index.read((self.folder / self.name).with_suffix(".parquet"), self.info.index_sha256)
-        if found.tar_bytes != self.info.bytes:
-            raise ShardError(self.name, None, "tar size in the index", self.info.bytes, found.tar_bytes)
-        if len(found.keys) != self.info.records:
-            raise ShardError(self.name, None, "index rows", self.info.records, len(found.keys))
+    @property
+    def is_open(self) -> bool:
+        """Whether reading a record waits for no more than its bytes."""
+        return self._index is not None and self.tar.is_open
+
+    @property
+    def index(self) -> Index:
+        """The shard's index, checked against the manifest."""
+        found = self._index
+        if found is None:
+            with self.tar.opening():
+                found = self._index = self._index or self._index_once()
         return found
 
-    @cached_property
+    @property
     def view(self) -> memoryview:
-        """The tar's bytes, mapped, of the size that the manifest states."""
-        try:
-            with (self.folder / self.name).open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ShardError(self.name, None, "shard unreadable", f"{self.info.bytes} bytes", error) from error
-        if len(mapped) != self.info.bytes:
-            raise ShardError(self.name, None, "shard size", self.info.bytes, len(mapped))
-        return memoryview(mapped)
+        """The tar's bytes, of the size that the manifest states; a remote one's are brought here whole."""
+        return self.tar.view
 
     def members(self, row: int) -> list[tuple[str, int, int]]:
         """Name, offset and size of each member of a record; its JSON last."""
-        found = self.index
-        rows = slice(found.first_member[row], found.first_member[row + 1])
-        return list(zip(found.member_names[rows], found.member_offsets[rows], found.member_sizes[rows], strict=True))
+        return self.index.members(row)
+
+    def open(self, stop: Stop | None = None) -> None:
+        """Do now what the first record would wait for. Raises CancelledError after `stop`."""
+        if stop:
+            stop.check()
+        _ = self.index
+        self.tar.open(stop)
+
+    def close(self) -> None:
+        """Let go of map and index. Samples stay good, and the shard opens again when it is used."""
+        self._index = self._broken = None
+        self.tar.close()
 
     def __getitem__(self, row: int) -> Sample:
         """The record in this row, its bytes checked. Raises ShardError, IndexError."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self.name} row {row}: expected one from 0 to {len(self) - 1}")
         found = self.index
-        offset = found.offsets[row]
-        checksum = isal_zlib.crc32(self.view[offset : offset + found.lengths[row]])
+        offset, length = found.offsets[row], found.lengths[row]
+        data = self.tar.read(offset, length)
+        checksum = isal_zlib.crc32(data)
+        if checksum != found.crc32[row] and self.tar.renew(data):
+            data = self.tar.read(offset, length)
+            checksum = isal_zlib.crc32(data)
         if checksum != found.crc32[row]:
             raise ShardError(self.name, found.keys[row], "record altered", f"crc32 {found.crc32[row]:08x}", f"{checksum:08x}")
-        json = found.first_member[row + 1] - 1
-        start = found.member_offsets[json]
-        try:
-            record = decode(self.view[start : start + found.member_sizes[json]])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ShardError(self.name, found.keys[row], "record unreadable", "a record of format 1", error) from error
-        return Sample(self, row, record)
+        return self._sample(found, row, data)
 
     def __iter__(self) -> Iterator[Sample]:
         """Every record in written order."""
-        return (self[row] for row in range(len(self)))
+        found, crc32, sample = self.index, isal_zlib.crc32, self._sample
+        runs = _runs(found)
+        for run, (base, data) in zip(runs, self.tar.read_all((run.start, run.stop - run.start) for run in runs), strict=True):
+            part = slice(run.rows.start, run.rows.stop)
+            columns = (found.offsets[part].tolist(), found.lengths[part].tolist(), found.crc32[part].tolist())
+            for row, offset, length, checksum in zip(run.rows, *columns, strict=True):
+                record = data[offset - base : offset - base + length]
+                yield sample(found, row, record) if crc32(record) == checksum else self[row]
+
+    def _index_once(self) -> Index:
+        if self._broken is not None:
+            raise self._broken.again()
+        try:
+            return self._read_index()
+        except ShardError as error:
+            self._broken = error.again()
+            raise
+
+    def _read_index(self) -> Index:
+        name = self._index_name
+        try:
+            data = self.place.read(name)
+        except OSError as error:
+            raise ShardError(name, None, "index unreadable", "a parquet index", error.strerror or "no such file") from error
+        if self.place.folder is None:
+            self._fetched.bytes_read += len(data)
+        found = index.decode(name, data, self.info.index_sha256)
+        for what, expected, seen in (
+            ("tar size in the index", self.info.bytes, found.tar_bytes),
+            ("tar sha256 in the index", self.info.sha256, found.tar_sha256),
+            ("index rows", self.info.records, len(found.keys)),
+        ):
+            if expected != seen:
+                raise ShardError(self.name, None, what, expected, seen)
+        return found
+
+
+class _Run(NamedTuple):
+    rows: range
+    start: int  # byte in the tar
+    stop: int
+
+
+def _sample(layout: str | None) -> Callable[[Index, int, memoryview], Sample]:
+    """What makes a sample of a record's bytes."""
+    if layout is None:
+        return Sample
+    from shards.foreign_sample import ForeignSample
+
+    return partial(ForeignSample, layout=layout)
+
+
+def _runs(found: Index) -> list[_Run]:
+    """Rows one behind the other, and the bytes that hold them: about a request's worth at a time."""
+    begin = np.asarray(found.offsets)
+    end = begin + np.asarray(found.lengths)
+    cuts = np.flatnonzero(np.diff(begin // PIECE)) + 1
+    rows = [range(a, b) for a, b in pairwise([0, *cuts.tolist(), len(begin)]) if a < b]
+    return [_Run(run, int(begin[run.start : run.stop].min()), int(end[run.start : run.stop].max())) for run in rows]
 
 
 class Shards:
-    """A finished data set: a sequence of samples. Raises ShardError, with shard and key, where one is damaged."""
+    """A finished data set: a sequence of samples. Raises ShardError, with shard and key, where one is damaged.
 
-    def __init__(self, folder: Path, found: Manifest) -> None:
-        self.folder, self.manifest = folder, found
-        self.shards = [Shard(folder, info) for info in found.shards]
-        self._first = [0]
+    `fetched` counts what came from object storage. Use it as a context manager, or `close` it, where `prefetch` was called.
+    """
+
+    def __init__(self, place: Place, found: Manifest, cache: Cache | None = None) -> None:
+        self.place, self.manifest, self.cache = place, found, cache
+        self.fetched = Fetched()
+        self.shards = [Shard(place, info, layout=found.layout, cache=cache, fetched=self.fetched) for info in found.shards]
+        self._first = list(accumulate((len(shard) for shard in self.shards), initial=0))
+        self._recent: set[int] = set()
+        self._by_unit: dict[str, list[int]] | None = None
+        self._ahead: _Ahead | None = None
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Place, Manifest, Cache | None]]:
+        return Shards, (self.place, self.manifest, self.cache)
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead and close every shard. What is used afterwards opens again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         for shard in self.shards:
-            self._first.append(self._first[-1] + len(shard))
+            shard.close()
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -133,34 +214,112 @@ class Shards:
         if not 0 <= number < len(self):
             raise IndexError(f"record {number}: expected one below {len(self)}")
         shard = bisect.bisect_right(self._first, number) - 1
-        return self.shards[shard][number - self._first[shard]]
+        return self._few(shard)[number - self._first[shard]]
 
     def __iter__(self) -> Iterator[Sample]:
-        """Every record in order, each once."""
-        for shard in self.shards:
+        """Every record in order, each once; from object storage, the next shards come while one is read."""
+        for number, shard in enumerate(self.shards):
+            if self.place.folder is None:
+                self.prefetch(range(number, min(number + AHEAD, len(self.shards))))
             yield from shard
+            shard.close()
 
     def get(self, key: str) -> Sample:
         """The record with this key: its unit says which shards to look in. Raises KeyError."""
-        for shard in self.shards:
-            if shard.name.startswith(f"{key[:6]}-"):
-                row = bisect.bisect_left(shard.index.keys, key)
-                if row < len(shard) and shard.index.keys[row] == key:
-                    return shard[row]
+        for number in self._units.get(key[:6], ()) if self.manifest.layout is None else self._tars(key[:6]):
+            shard = self._few(number)
+            row = bisect.bisect_left(shard.index.keys, key)
+            if row < len(shard) and shard.index.keys[row] == key:
+                return shard[row]
         raise KeyError(key)
 
+    def _tars(self, unit: str) -> Iterable[int]:
+        """Of tars made elsewhere: shards that this tar may be, the likeliest first: damaged ones before it are missing."""
+        return range(min(int(unit), len(self.shards) - 1), -1, -1) if unit.isdecimal() and self.shards else ()
 
-def open(place: str | Path) -> Shards:
-    """The data set at a place. Raises RequestError where there is no finished one, ShardError where its manifest is damaged."""
-    folder = local(place)
-    return Shards(folder, manifest.read(folder))
+    @property
+    def _units(self) -> dict[str, list[int]]:
+        """Numbers of the shards of each unit."""
+        if self._by_unit is None:
+            found: dict[str, list[int]] = {}
+            for number, shard in enumerate(self.shards):
+                found.setdefault(shard.name[:6], []).append(number)
+            self._by_unit = found
+        return self._by_unit
+
+    def _few(self, number: int) -> Shard:
+        """The shard of this number. Those that were asked for before are closed when they are many."""
+        if number not in self._recent:
+            if len(self._recent) >= OPEN:
+                for other in list(self._recent):
+                    self.shards[other].close()
+                self._recent.clear()
+            self._recent.add(number)
+        return self.shards[number]
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Open these shards in background threads, a few at a time, in this order. Who uses one sooner waits for it as always.
+
+        What fails here is logged, and fails again, and is raised, where the shard is used.
+        """
+        if self._ahead is None or self._ahead.process != os.getpid():
+            self._ahead = _Ahead()
+        for number in numbers:
+            self._ahead.add(self.shards[number])
 
 
-def local(place: str | Path) -> Path:
-    """The directory that a place names. Raises RequestError for a URL of a store that this version does not reach."""
-    text = str(place)
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    if "://" in text:
-        raise RequestError(f"{text}: expected a directory, found a URL: object storage is not reached by this version")
-    return Path(text)
+class _Ahead:
+    """Threads of one process that open shards. They end when there is nothing left to open."""
+
+    def __init__(self) -> None:
+        self.process, self._stop, self._lock = os.getpid(), Stop(), threading.Lock()
+        self._shards: deque[Shard] = deque()
+        self._threads: set[threading.Thread] = set()
+
+    def add(self, shard: Shard) -> None:
+        """Open this one, unless it is or is about to be."""
+        with self._lock:
+            if not shard.is_open and not shard.tar.coming:
+                shard.tar.coming = True
+                self._shards.append(shard)
+                if len(self._threads) < AHEAD:
+                    thread = threading.Thread(target=self._work, name="shardweave-ahead")
+                    self._threads.add(thread)
+                    thread.start()
+
+    def close(self) -> None:
+        """Nothing more is begun, and what is under way is given up within a request."""
+        self._stop.set()
+        for thread in list(self._threads):
+            thread.join()
+
+    def _work(self) -> None:
+        while (shard := self._next()) is not None:
+            try:
+                shard.open(self._stop)
+                if not shard.tar.coming:  # used and closed meanwhile
+                    shard.close()
+            except CancelledError:
+                continue
+            except (ShardweaveError, OSError) as error:
+                log.warning("read ahead: %s", error)  # whoever uses the shard gets it raised
+            finally:
+                shard.tar.coming = False
+
+    def _next(self) -> Shard | None:
+        with self._lock:
+            while self._shards:
+                shard = self._shards.popleft()
+                if shard.tar.coming:  # not yet used and closed
+                    return shard
+            self._threads.discard(threading.current_thread())
+            return None
+
+
+def open(place: str | Path | Place, *, cache: Cache | None = None) -> Shards:
+    """The data set at a place; with a cache, whole shards of object storage are kept on local disk.
+
+    Raises RequestError where there is no finished one, ShardError where its manifest is damaged.
+    """
+    found = at(place)
+    return Shards(found, manifest.read(found), cache)

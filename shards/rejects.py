@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,9 +33,9 @@ def encode(rows: Iterable[RejectRow]) -> bytes:
     return stream.getvalue()
 
 
-def read(folder: Path) -> pa.Table:
-    """The ledger of a data set. Raises ShardError where it is missing or damaged."""
+def decode(data: bytes) -> pa.Table:
+    """The ledger in these bytes. Raises ShardError where they are damaged."""
     try:
-        return parquet(folder / REJECTS)
+        return parquet(pa.BufferReader(data))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(REJECTS, None, "rejects unreadable", "a parquet table", str(error).splitlines()[0][:200]) from error

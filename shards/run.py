@@ -1,8 +1,8 @@
 """The run: run.json says what a data set is being made from, and who is making it.
 
 It is created only if absent. A second writer meets a lease whose owner is alive, and is told; a run with other options, inputs or library
-versions than the output was begun with meets another fingerprint, and stops. The lease has a heartbeat, for owners on other hosts; on
-this host the process itself is asked, so that a killed run is continued at once.
+versions than the output was begun with meets another fingerprint, and stops. In a directory run.json holds the lease (shards.lease); on
+object storage, where nothing can be replaced on a condition, it stands beside it (shards.generations).
 """
 
 from __future__ import annotations
@@ -13,39 +13,32 @@ import hashlib
 import json
 import logging
 import os
-import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from schemas import RequestError
-from shards import durable
+from schemas import RequestError, ShardweaveError, StoreError
+from shards import durable, lease
+from shards.folder import Folder
+from shards.generations import Generation
+from shards.lease import STALE, Lease
 from shards.manifest import MANIFEST, UNITS
+from shards.place import Place, at
 
 RUN = "run.json"
 HEARTBEAT = 10.0  # seconds between two
-STALE = 60.0  # seconds after which an owner elsewhere counts as gone
-PATIENCE = 5.0  # seconds that another process may take to claim the place
+PATIENCE = 5.0  # seconds that another process may take to claim the place, or a heartbeat to end
 log = logging.getLogger(__name__)
 
 
 def fingerprint(content: dict[str, Any]) -> str:
     """sha256 of what decides the output: source, options, inputs, versions."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """Who writes: where, which process, and when it was last seen."""
-
-    host: str
-    pid: int
-    space: str | None  # what makes a process number mean something: this start of this machine, this container
-    started: str | None  # in clock ticks: a process number alone may belong to another process by now
-    heartbeat: float
 
 
 class _Found(msgspec.Struct):
@@ -55,36 +48,87 @@ class _Found(msgspec.Struct):
     lease: Lease | None
 
 
+class _Hold(Protocol):
+    """A place that this process holds."""
+
+    def beat(self) -> bool:
+        """Say that it is still held; False where another has taken it over."""
+        ...
+
+    def release(self) -> None:
+        """Let go of it."""
+        ...
+
+
 @contextlib.contextmanager
-def claimed(folder: Path, content: dict[str, Any]) -> Iterator[str]:
-    """Hold the output folder for a run of this content; gives the run's fingerprint.
+def claimed(where: str | Path | Place, content: dict[str, Any]) -> Iterator[str]:
+    """Hold the place for a run of this content; gives the run's fingerprint.
 
     Raises RequestError where another writer holds it, where it was begun with something else, or where it holds files of somebody else.
     """
-    _prepare(folder)
+    place = at(where)
     content = json.loads(json.dumps(content))  # as it will be read: a tuple comes back as a list
     run = fingerprint(content)
-    with _alone(folder):
-        _take(folder, run, content)
-        durable.remove_leftovers(folder)
-        durable.remove_leftovers(folder / UNITS)
-    place = os.path.realpath(folder)
-    _held.add(place)
+    name = place.url if place.folder is None else os.path.realpath(place.folder)
+    hold = _in_folder(place.folder, run, content) if place.folder is not None else _in_store(place, run, content)
+    lease.held.add(name)
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(folder, run, content, stop), name="heartbeat", daemon=True)
+    beat = threading.Thread(target=_beat, args=(place.url, hold, stop), name="heartbeat", daemon=True)
     beat.start()
     try:
         yield run
     finally:
         stop.set()
-        beat.join()
-        _held.discard(place)
-        with contextlib.suppress(OSError, RequestError):  # a full disk must not hide why the run ended; the dead owner is noticed anyway
-            if _ours(_read(folder).lease):
-                _write(folder, run, content, None)
+        beat.join(PATIENCE)
+        lease.held.discard(name)
+        # Neither a full disk nor a store that does not answer may hide why the run ended; a dead owner is noticed anyway.
+        if not beat.is_alive() and not isinstance(sys.exc_info()[1], StoreError):
+            with contextlib.suppress(OSError, ShardweaveError):
+                hold.release()
 
 
-_held: set[str] = set()  # places that this process writes to: its own number in a lease says nothing about it
+def _in_folder(folder: Path, run: str, content: dict[str, Any]) -> _Hold:
+    _prepare(folder)
+    with _alone(folder):
+        _take(folder, run, content)
+        durable.remove_leftovers(folder)
+        durable.remove_leftovers(folder / UNITS)
+    return _InFolder(folder, run, content)
+
+
+def _in_store(place: Place, run: str, content: dict[str, Any]) -> _Hold:
+    begun = next(place.names(), None)
+    if begun is None:
+        place.create(RUN, _encode(run, content, None))
+    try:
+        data = place.read(RUN)
+    except FileNotFoundError as error:
+        raise RequestError(_OTHERS.format(place.url, begun[0] if begun else RUN)) from error
+    _same_run(place.url, data, run, content)
+    return Generation(place)
+
+
+class _InFolder(NamedTuple):
+    """A directory that this process holds: its lease stands in run.json."""
+
+    folder: Path
+    run: str
+    content: dict[str, Any]
+
+    def beat(self) -> bool:
+        """See _Hold."""
+        held = lease.ours(_read(self.folder).lease)
+        if held:
+            _write(self.folder, self.run, self.content, lease.mine())
+        return held
+
+    def release(self) -> None:
+        """See _Hold."""
+        if lease.ours(_read(self.folder).lease):
+            _write(self.folder, self.run, self.content, None)
+
+
+_OTHERS = "{}: expected an empty place or a run to go on with, found other files ({})"
 
 
 def _prepare(folder: Path) -> None:
@@ -93,7 +137,7 @@ def _prepare(folder: Path) -> None:
             for path in sorted(folder.iterdir()):
                 # What a run that was killed before it had its run.json leaves is nobody's.
                 if not (path.match(".*.part") or (path.name == UNITS and not any(path.iterdir()))):
-                    raise RequestError(f"{folder}: expected an empty place or a run to go on with, found other files ({path.name})")
+                    raise RequestError(_OTHERS.format(folder, path.name))
         (folder / UNITS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{folder}: expected a place to write to, found {error.strerror}") from error
@@ -126,40 +170,43 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _holder(folder: Path) -> str:
-    lease = _read(folder).lease if (folder / RUN).exists() else None
-    return _owner(lease) if lease is not None else "it is just taking the place"
+    found = _read(folder).lease if (folder / RUN).exists() else None
+    return lease.owner(found) if found is not None else "it is just taking the place"
 
 
 def _take(folder: Path, run: str, content: dict[str, Any]) -> None:
     """Create run.json, or take it over from an owner that is gone. There is never a moment without one."""
     if not (folder / RUN).exists() and _created(folder, run, content):
         return
-    found = _read(folder)
-    if found.fingerprint != run:
-        raise RequestError(f"{folder}: {_begun_with(json.loads((folder / RUN).read_bytes()), content)}")
-    if found.lease is not None and _alive(found.lease, folder):
-        raise RequestError(f"{folder}: expected a free place, found another writer at work ({_owner(found.lease)})")
-    _write(folder, run, content, _lease())
+    _same_run(folder, (folder / RUN).read_bytes(), run, content)
+    found = _read(folder).lease
+    if found is not None and lease.alive(found, os.path.realpath(folder)):
+        raise RequestError(f"{folder}: expected a free place, found another writer at work ({lease.owner(found)})")
+    _write(folder, run, content, lease.mine())
+
+
+def _same_run(where: object, data: bytes, run: str, content: dict[str, Any]) -> None:
+    """Raise RequestError where run.json's bytes are those of another run."""
+    if _decode(f"{where}/{RUN}", data).fingerprint != run:
+        raise RequestError(f"{where}: {_begun_with(json.loads(data), content)}")
 
 
 def _read(folder: Path) -> _Found:
     try:
-        return msgspec.json.decode((folder / RUN).read_bytes(), type=_Found)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _decode(str(folder / RUN), (folder / RUN).read_bytes())
+    except OSError as error:
         raise RequestError(f"{folder / RUN}: expected what a run was begun with, found {error}") from error
 
 
-def _created(folder: Path, run: str, content: dict[str, Any]) -> bool:
-    whole = folder / f".{RUN}.new.{os.getpid()}.part"
+def _decode(name: str, data: bytes) -> _Found:
     try:
-        durable.write(whole, _encode(run, content, _lease()))
-        os.link(whole, folder / RUN)
-    except FileExistsError:
-        return False
-    finally:
-        whole.unlink(missing_ok=True)
-    durable.sync_folder(folder)
-    return True
+        return msgspec.json.decode(data, type=_Found)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{name}: expected what a run was begun with, found {error}") from error
+
+
+def _created(folder: Path, run: str, content: dict[str, Any]) -> bool:
+    return Folder(folder).create(RUN, _encode(run, content, lease.mine()))
 
 
 def _begun_with(found: dict[str, Any], content: dict[str, Any]) -> str:
@@ -182,60 +229,26 @@ def _short(value: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _lease() -> Lease:
-    pid = os.getpid()
-    return Lease(socket.gethostname(), pid, _space(), _started(pid), time.time())
-
-
-def _space() -> str | None:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _ours(lease: Lease | None) -> bool:
-    mine = _lease()
-    return lease is not None and (lease.host, lease.pid, lease.space, lease.started) == (mine.host, mine.pid, mine.space, mine.started)
-
-
-def _alive(lease: Lease, folder: Path) -> bool:
-    if _ours(lease):
-        return os.path.realpath(folder) in _held
-    if lease.space is not None and lease.space == _space() and lease.started is not None:
-        return _started(lease.pid) == lease.started
-    return time.time() - lease.heartbeat < STALE
-
-
-def _owner(lease: Lease) -> str:
-    return f"process {lease.pid} on {lease.host}, last seen {max(0, time.time() - lease.heartbeat):.0f} s ago"
-
-
-def _beat(folder: Path, run: str, content: dict[str, Any], stop: threading.Event) -> None:
+def _beat(where: str, hold: _Hold, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
-        with contextlib.suppress(OSError, RequestError):  # the next beat tries again; a full disk stops the run where it writes shards
-            if not _ours(_read(folder).lease):
-                log.warning("%s: another writer has taken over: this one was not seen for %.0f s", folder, STALE)
+        with contextlib.suppress(OSError, ShardweaveError):  # the next beat tries again; a full disk stops the run where it writes shards
+            if not hold.beat():
+                log.warning("%s: another writer has taken over: this one was not seen for %.0f s", where, STALE)
                 return
-            _write(folder, run, content, _lease())
 
 
-def _write(folder: Path, run: str, content: dict[str, Any], lease: Lease | None) -> None:
-    durable.write(folder / RUN, _encode(run, content, lease))
+def _write(folder: Path, run: str, content: dict[str, Any], owner: Lease | None) -> None:
+    durable.write(folder / RUN, _encode(run, content, owner))
 
 
-def _encode(run: str, content: dict[str, Any], lease: Lease | None) -> bytes:
-    whole = {"fingerprint": run, **content, "lease": msgspec.to_builtins(lease)}
+def _encode(run: str, content: dict[str, Any], owner: Lease | None) -> bytes:
+    whole = {"fingerprint": run, **content, "lease": msgspec.to_builtins(owner)}
     return (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def finished(folder: Path) -> bool:
+def finished(where: str | Path | Place) -> bool:
     """Whether the data set is complete."""
-    return (folder / MANIFEST).exists()
+    try:
+        return at(where).size(MANIFEST) > 0
+    except FileNotFoundError:
+        return False

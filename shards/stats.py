@@ -25,7 +25,7 @@ def stats(place: str | Path) -> dict[str, Any]:
         "totals": found.totals,
         "shards": len(found.shards),
         "bytes": sum(shard.bytes for shard in found.shards),
-        "families": families(data.folder),
+        "families": families(data.place),
         "repeated_pictures": _repeated(columns["xxh3"], columns["image_bytes"]),
         "sources": sources,
     }

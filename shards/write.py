@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from schemas import Record, RecordError, RequestError
 from shards import manifest, run
 from shards.finish import finish
 from shards.manifest import Manifest, RejectRow, Unit
-from shards.reader import local
+from shards.place import Place, at
+from shards.scratch import scratch
 from shards.sink import Buffer
 from shards.writer import SHARD_BYTES, UnitWriter
 
@@ -28,28 +30,34 @@ def versions() -> dict[str, str]:
     return {"shardweave": VERSION, "pyarrow": pa.__version__, "pillow": PIL.__version__}
 
 
-def write(place: str | Path, items: Iterable[Item], *, source: str = "records", shard_bytes: int = SHARD_BYTES) -> Manifest:
+def write(place: str | Path | Place, items: Iterable[Item], *, source: str = "records", shard_bytes: int = SHARD_BYTES) -> Manifest:
     """Write (record, pictures' bytes, maps' PNG bytes) as a finished data set: its manifest.
 
     Records get their keys here. One that breaks a rule is a reject, counted by reason. Raises RequestError where the place is not free;
     one where an earlier `write` did not come to its end counts as free, because nothing says that it had the same items.
     """
-    folder = local(place)
+    target = at(place)
     content: dict[str, Any] = {"source": source, "options": {"shard_bytes": shard_bytes}, "inputs": [], "versions": versions()}
-    with run.claimed(folder, content) as name:
-        if run.finished(folder):
-            raise RequestError(f"{folder}: expected a free place, found a finished data set")
-        _clear(folder)
+    with run.claimed(target, content) as name, scratch(target) as folder:
+        if run.finished(target):
+            raise RequestError(f"{target.url}: expected a free place, found a finished data set")
+        _clear(target)
         units = []
         for number, part in enumerate(_parts(items)):
-            units.append(_unit(folder, name, number, part, source, shard_bytes))
-            manifest.commit(folder, units[-1])
-        return finish(folder, content, units)
+            with UnitWriter(folder, number, shard_bytes, target) as writer:
+                units.append(_unit(writer, name, part, source))
+            manifest.commit(target, units[-1])
+        return finish(target, content, units)
 
 
-def _clear(folder: Path) -> None:
-    for path in (*(folder / manifest.UNITS).glob("[0-9]*.json"), *folder.glob("[0-9]*.tar"), *folder.glob("[0-9]*.parquet")):
-        path.unlink()
+def _clear(place: Place) -> None:
+    """Remove what an earlier `write` left."""
+    for name, _ in list(place.names()):
+        if _OURS.fullmatch(name):
+            place.remove(name)
+
+
+_OURS = re.compile(rf"{manifest.UNITS}/\d+\.json|\d+-\d+\.(tar|parquet)")
 
 
 def _parts(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
@@ -59,17 +67,16 @@ def _parts(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
         yield itertools.chain([first], itertools.islice(rest, UNIT - 1))
 
 
-def _unit(folder: Path, name: str, number: int, items: Iterator[Item], source: str, shard_bytes: int) -> Unit:
+def _unit(writer: UnitWriter, name: str, items: Iterator[Item], source: str) -> Unit:
     rejects: list[RejectRow] = []
-    read = 0
-    with UnitWriter(folder, number, shard_bytes) as writer:
-        for row, (record, files, maps) in enumerate(items):
-            read = row + 1
-            try:
-                writer.add(row, record, files, maps)
-            except RecordError as error:
-                rejects.append(manifest.reject(source, number * UNIT + row, f"{number:06d}-{row:08d}", error))
-        shards = writer.close()
+    number, read = writer.unit, 0
+    for row, (record, files, maps) in enumerate(items):
+        read = row + 1
+        try:
+            writer.add(row, record, files, maps)
+        except RecordError as error:
+            rejects.append(manifest.reject(source, number * UNIT + row, f"{number:06d}-{row:08d}", error))
+    shards = writer.close()
     images = sum(shard.images for shard in shards)
     written = sum(shard.records for shard in shards)
     return Unit(number, name, read, written, images, rejects, {}, shards, sorted(writer.suffixes))

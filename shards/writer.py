@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,9 +20,12 @@ from schemas.validate import map_name
 from shards import durable, ustar
 from shards.index import IndexBuilder, entry
 from shards.manifest import ShardInfo
+from shards.place import Place
 from shards.sink import Buffer, Sink
+from shards.upload import Uploads
 
 SHARD_BYTES = 256 << 20
+_SMALL = 4096  # bytes of a payload that is rather copied
 _MAX_PARTS = 1000  # shards of a unit: a name has three digits for it
 _MAP_MODES = {"L8": (b"\x08\x00", b"\x08\x03"), "L16": (b"\x10\x00",), "RGB24": (b"\x08\x02",)}  # PNG bit depth, colour type
 
@@ -30,12 +33,14 @@ _MAP_MODES = {"L8": (b"\x08\x00", b"\x08\x03"), "L16": (b"\x10\x00",), "RGB24": 
 class UnitWriter:
     """Writes the records of one unit. Use as a context manager: left by an error, nothing of the open shard stays."""
 
-    def __init__(self, folder: Path, unit: int, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, unit: int, shard_bytes: int = SHARD_BYTES, place: Place | None = None) -> None:
+        """folder: where the shards are written; place: object storage that they go to from there."""
         self.folder, self.unit, self.shard_bytes = folder, unit, shard_bytes
+        self._uploads = Uploads(place) if place is not None and place.folder is None else None
         self.shards: list[ShardInfo] = []
         self.suffixes: set[str] = set()
         self._open: _Shard | None = None
-        self._sealed: _Shard | None = None
+        self._sealed: list[_Shard] = []
 
     def __enter__(self) -> UnitWriter:
         return self
@@ -43,6 +48,8 @@ class UnitWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._open is not None:
             self._open.discard()
+        for shard in self._sealed if kind is not None else ():
+            shard.discard()
 
     def add(self, row: int, record: Record, files: Sequence[Buffer], maps: Sequence[Buffer] = ()) -> int:
         """Give the record its key, validate it and write it; the bytes it takes in the tar.
@@ -59,24 +66,31 @@ class UnitWriter:
             *zip((map.member for map in record.maps), maps, strict=True),
             (f"{record.key}.json", _encoded(record)),
         ]
-        size = sum(ustar.stored(len(data)) for _, data in members)
-        shard = self._shard_with_room(size)
-        shard.add(record, members, len(files), size)
-        self.suffixes.update(name.split(".", 1)[1] for name, _ in members)
+        size = sum([ustar.stored(len(data)) for _, data in members])
+        self._shard_with_room(size).add(record, members, files, size)
+        self.suffixes.update([name[len(record.key) + 1 :] for name, _ in members])
         return size
 
     def seal(self) -> None:
-        """No record comes any more; `finish` is left to do, in any thread, so that the disk need not be waited for."""
+        """No record comes any more; `finish` is left to do, in any thread, so that neither hash nor disk need be waited for."""
         if self._open is not None:
             self._open.seal()
-            self._sealed, self._open = self._open, None
+            self._sealed.append(self._open)
+            self._open = None
 
     def finish(self) -> list[ShardInfo]:
-        """All shards of the unit, in order, synced and under their names."""
-        if self._sealed is not None:
-            self.shards.append(self._sealed.finish())
-            self._sealed = None
+        """All shards of the unit, in order, synced and under their names, on object storage where they go there."""
+        self._finish_sealed()
+        if self._uploads is not None:
+            self._uploads.wait()
         return self.shards
+
+    def _finish_sealed(self) -> None:
+        while self._sealed:
+            shard = self._sealed.pop(0)
+            self.shards.append(shard.finish())
+            if self._uploads is not None:
+                self._uploads.put(shard.tar)
 
     def close(self) -> list[ShardInfo]:
         """Seal and finish: all shards of the unit, in order."""
@@ -85,11 +99,13 @@ class UnitWriter:
 
     def _shard_with_room(self, size: int) -> _Shard:
         if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
-            self.close()
+            self._finish_sealed()  # the part before this one, which was hashed while this one was written
+            self.seal()
         if self._open is None:
-            if len(self.shards) == _MAX_PARTS:
+            part = len(self.shards) + len(self._sealed)
+            if part == _MAX_PARTS:
                 raise RequestError(f"--shard-bytes: expected at most {_MAX_PARTS} shards of a unit, found more at {self.shard_bytes} bytes")
-            self._open = _Shard(self.folder, f"{self.unit:06d}-{len(self.shards):03d}")
+            self._open = _Shard(self.folder, f"{self.unit:06d}-{part:03d}")
         return self._open
 
 
@@ -103,8 +119,21 @@ def name_members(record: Record, key: str) -> None:
         map.member = f"{key}.{map.image}.{name}.png"
 
 
+_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(Record).decode
+
+
 def _typed(record: Record) -> Record:
-    """The record as a reader will see it: an int where a float belongs is made one, so that write, read, write gives the same bytes."""
+    """The record as a reader will see it: an int where a float belongs is made one, so that write, read, write gives the same bytes.
+
+    By way of MessagePack, which keeps NaN for `validate` to see, and makes no dict of a struct; what that refuses is looked at closely.
+    """
+    try:
+        return _unpack(_pack(record))
+    except (msgspec.MsgspecError, UnicodeEncodeError, TypeError, OverflowError):
+        return _converted(record)
+
+
+def _converted(record: Record) -> Record:
     try:
         return msgspec.convert(msgspec.to_builtins(record), Record)
     except (msgspec.ValidationError, TypeError, OverflowError) as error:
@@ -150,31 +179,28 @@ class _Shard:
         self._file = os.open(durable.aside(self.tar), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._sink, self._index = Sink(self._file), IndexBuilder()
 
-    def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: int, size: int) -> None:
-        buffers: list[Buffer] = []
-        places, at = [], self.size
-        for name, data in members:
-            buffers += (ustar.header(name, len(data)), data, ustar.padding(len(data)))
-            places.append((name, at + ustar.BLOCK, len(data)))
-            at += ustar.stored(len(data))
-        with self._naming_the_tar():
-            self._sink.record(buffers, [data for _, data in members[:pictures]])
+    def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: Sequence[Buffer], size: int) -> None:
+        buffers, places = _laid_out(members, self.size)
+        try:
+            self._sink.record(buffers, pictures)
+        except OSError as error:
+            raise self._named(error) from error
         self._index.entries.append(entry(record, self.size, size, places, upstream_id(record)))
-        self.images += pictures
+        self.images += len(pictures)
         self.size += size
 
     def seal(self) -> None:
-        with self._naming_the_tar():
+        try:
             self._sink.write([ustar.END])
             self._sink.flush()
+        except OSError as error:
+            raise self._named(error) from error
         self.size += len(ustar.END)
 
     def finish(self) -> ShardInfo:
-        """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index. Nothing stays where it fails."""
+        """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index. Nothing stays if it fails."""
         try:
-            with self._naming_the_tar():
-                sha256 = self._sink.wait()
-                os.fsync(self._file)
+            sha256 = self._synced()
             index = self._index.encode(self._sink.crc32, self._sink.xxh3, self.size, sha256)
             durable.write(self.tar.with_suffix(".parquet"), index)
             durable.publish(self.tar)
@@ -190,13 +216,38 @@ class _Shard:
             durable.aside(self.tar).unlink(missing_ok=True)
             os.close(self._file)
 
-    @contextlib.contextmanager
-    def _naming_the_tar(self) -> Iterator[None]:
-        """Errors of the descriptor say which file it is."""
+    def _synced(self) -> str:
         try:
-            yield
+            sha256 = self._sink.wait()
+            os.fsync(self._file)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.tar)) from error
+            raise self._named(error) from error
+        return sha256
+
+    def _named(self, error: OSError) -> OSError:
+        """Errors of the descriptor say which file it is."""
+        return OSError(error.errno, error.strerror, str(self.tar))
+
+
+def _laid_out(members: Sequence[tuple[str, Buffer]], at: int) -> tuple[list[Buffer], list[tuple[str, int, int]]]:
+    """A record's bytes in the tar, and of each member name, offset and size, where the record begins at this byte.
+
+    Small pieces are joined: every buffer costs a call to hash it and a place in the write.
+    """
+    buffers: list[Buffer] = []
+    small: list[Buffer] = []
+    places = []
+    for name, data in members:
+        places.append((name, at + ustar.BLOCK, len(data)))
+        at += ustar.stored(len(data))
+        small.append(ustar.header(name, len(data)))
+        if len(data) > _SMALL:
+            buffers += (b"".join(small), data)
+            small = []
+        else:
+            small.append(data)
+        small.append(ustar.padding(len(data)))
+    return [*buffers, b"".join(small)], places
 
 
 def upstream_id(record: Record) -> str | None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import ceph
+from tests import proxy as proxies
+
+# Hundreds of processes that compile torch and pyarrow anew, because none may keep what it compiled, would be most of the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+hypothesis.settings.register_profile("unhurried", deadline=None)  # how fast something is says a benchmark
+hypothesis.settings.load_profile("unhurried")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,3 +63,19 @@ def golden() -> Path:
     if path is None:
         pytest.skip("no reference outputs: SHARDWEAVE_GOLDEN names no folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ceph.S3]:
+    """A real S3 service: .endpoint, .environment (for subprocesses, or monkeypatch), .bucket() -> "s3://NAME", new and empty."""
+    if reason := ceph.missing():
+        pytest.skip(reason)
+    with ceph.running() as service:
+        yield service
+
+
+@pytest.fixture
+def proxy(s3: ceph.S3) -> Iterator[proxies.Proxy]:
+    """A proxy in front of the S3 service that injects faults: see tests/proxy.py."""
+    with proxies.before(s3) as running:
+        yield running

@@ -42,7 +42,7 @@ def test_what_was_planted_is_counted(name: str, trees: dict[str, Tree], tmp_path
 
     assert pipelines(["convert", name, *flags, "--out", str(tmp_path / name), "--workers", "1"]) == 0
 
-    account.converted(name, tmp_path / name, TREES[name].PLANTED)
+    account.converted(name, str(tmp_path / name), TREES[name].PLANTED)
 
 
 def test_a_count_that_differs_ends_the_demo() -> None:

@@ -22,6 +22,8 @@ from trainer.recipe import Recipe
 TRAIN_EXAMPLE = """example:
   python -m trainer tokenizer --from places/captions --vocab 2000 --out places/tokenizer
   python -m trainer train tiny-demo --source captions=places/captions --set tokenizer.path=places/tokenizer --out runs/first
+  torchrun --standalone --nproc-per-node 2 -m trainer train tiny-demo --source captions=places/captions --out runs/two \\
+      --set tokenizer.path=places/tokenizer
 """
 TOKENS_EXAMPLE = """example:
   python -m trainer tokens tiny-demo --source captions=places/captions --set tokenizer.path=places/tokenizer --records 3
@@ -50,10 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(error, 2)
     except ShardweaveError as error:
         return _refused(error, 1)
+    except OSError as error:
+        return _refused(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
 
 
-def _refused(error: ShardweaveError, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+def _refused(error: ShardweaveError | str, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
     return status
 
 
@@ -66,14 +70,19 @@ def _train(options: argparse.Namespace) -> int:
     from trainer.sources import open_sources
 
     open_sources(recipe)  # a wrong place is told at once
-    from trainer import assembly, blank, loop  # torch takes seconds to import: not for --help or tokens
+    from trainer import assembly, blank, engine, loop  # torch takes seconds to import: not for --help or tokens
     from trainer.log import RunFolder
 
-    run = assembly.assemble(recipe)
-    with RunFolder(recipe) as folder, logging_redirect_tqdm():
-        result = loop.train(run, folder)
-    if options.blank:
-        result |= {"blank": dataclasses.asdict(blank.compare(run, blank.first_samples(run, options.blank)))}
+    rank, ranks = engine.launched()
+    folder = RunFolder(recipe, resume=options.resume, rank=rank)
+    with engine.started(recipe) as recipe, logging_redirect_tqdm():
+        run = assembly.assemble(recipe, rank, ranks)
+        with folder:
+            result = loop.train(run, folder)
+        if rank:
+            return 0
+        if options.blank:
+            result |= {"blank": dataclasses.asdict(blank.compare(run, blank.first_examples(run, options.blank)))}
     print(json.dumps(result) if options.json else _told(result))
     return 1 if sum(result["bad_records"].values()) or result["loss"] is None else 0
 
@@ -126,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = _command(commands, "train", "train a recipe", TRAIN_EXAMPLE)
     _recipe_options(train)
-    train.add_argument("--out", metavar="FOLDER", help="the run folder, new or empty; goes before the recipe's `out`")
+    train.add_argument("--out", metavar="FOLDER", help="the run folder: new, empty, or of this run, which then goes on")
+    train.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint, also with a changed recipe")
     train.add_argument("--blank", type=_count, default=0, metavar="N", help="then compare with blank pictures, on N records a source")
     train.set_defaults(run=_train)
     show = _command(commands, "tokens", "show what the model will see, and what it is trained on", TOKENS_EXAMPLE)

@@ -1,132 +1,226 @@
-"""The training loop: one process, float32.
+"""The training loop, on one rank or several. It knows a model by `trainer/model.py` alone, and the ranks by `trainer/engine.py`.
 
-A step takes a batch of every source. Its loss is, for each source, the sum of the token losses over its supervised tokens divided by
-how many they are, times the source's loss_multiplier; sources added. Where nothing is supervised the update is skipped and counted.
+A step: the ranks tell each other what they have read; what a token of each source counts follows from their common number
+(trainer/weighting.py); each rank makes the same number of backward calls, the gradients are added up, and all make the same update.
+Where nobody has a token to train on, all skip the update and count it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from schemas import ShardweaveError
-from trainer import optimizer as optimizers
-from trainer import schedule
+from shards import splitmix
+from trainer import batch as batches
+from trainer import checkpoint, schedule, sources, weighting
+from trainer import engine as engines
 from trainer.assembly import Assembly
-from trainer.batch import Example, collate
-from trainer.feed import Feed
+from trainer.batch import MicroBatch
+from trainer.engine import DivergedError, Engine
+from trainer.loader import Feed, Loader, Step
 from trainer.log import RunFolder
-from trainer.model import LlavaModel
+from trainer.mixture import Position
 from trainer.recipe import Recipe
+from trainer.webdataset_source import WebdatasetSource
 
-Examples = Mapping[str, list[Example]]  # by source
-
-
-class DivergedError(ShardweaveError):
-    """The loss or its gradient is no longer a finite number."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What a step's backward calls have seen."""
+    """Of a step, over all ranks."""
 
     total: float  # of all sources, multiplied
     by_source: dict[str, float]  # mean per supervised token, not multiplied; a source without any is left out
     tokens: int  # supervised
-    images: int
+
+
+@dataclass
+class Run:
+    """How far it has come."""
+
+    position: Position
+    skipped: int = 0
+    bad: Counter[str] | None = None  # records, by source, over all ranks
+    loss: float = math.nan  # the last
 
 
 def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
     """Train as the recipe says, write the run folder, and give the numbers worth telling.
 
-    Raises DivergedError, and ShardError where more records are bad than the recipe allows.
+    Raises DivergedError, BudgetError where more records are bad than the recipe allows, StalledError, PeerError.
     """
-    recipe, model = assembly.recipe, assembly.model
-    feed = Feed(recipe=recipe, data=assembly.data, render=assembly.render, preprocess=assembly.preprocess)
-    adam = optimizers.build(model, recipe.optimizer)
-    skipped, last, began = 0, math.nan, time.monotonic()
-    model.train()
-    with ThreadPoolExecutor(max_workers=1) as reader, _bar(recipe.steps) as bar:
-        coming: Future[Examples] = reader.submit(_read, feed, recipe, 0)
-        for step in range(recipe.steps):
-            asked = time.monotonic()
-            examples, waited = coming.result(), time.monotonic() - asked
-            if step + 1 < recipe.steps:
-                coming = reader.submit(_read, feed, recipe, step + 1)  # while this step computes
-            losses = backward(model, recipe, examples)
-            rate = recipe.optimizer.lr * schedule.factor(step, recipe.steps, recipe.schedule)
-            norm = _update(model, adam, recipe, rate) if losses.tokens else None
-            skipped += norm is None
-            last = losses.total if losses.tokens else last
-            folder.step(_line(step, losses, rate, norm, waited))
-            bar.set_postfix(loss=f"{last:.4f}", lr=f"{rate:.2e}", refresh=False)
+    recipe = assembly.recipe
+    engine = engines.build(assembly.model, recipe)
+    run = _begun(assembly, folder, engine)
+    assembly.model.train()
+    began = time.monotonic()
+    loader = Loader(
+        feed(assembly),
+        run.position,
+        stop=recipe.steps,
+        rank=engine.rank,
+        ranks=engine.ranks,
+        workers=recipe.loader.workers,
+        prefetch=recipe.loader.prefetch,
+        timeout=recipe.loader.timeout,
+    )
+    with loader, _bar(recipe.steps, run.position.step, engine.rank) as bar:
+        for step in loader:
+            _make(step, assembly, engine, run, folder)
+            bar.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
             bar.update()
-    folder.save(model)
+    folder.save(engine.weights())
+    counts = {"steps": recipe.steps, "skipped_updates": run.skipped, "bad_records": dict(run.bad or {})}
     seconds = round(time.monotonic() - began, 3)
-    counts = {"steps": recipe.steps, "skipped_updates": skipped, "bad_records": feed.bad}
-    return {"out": str(folder.path), **counts, "loss": last if math.isfinite(last) else None, "seconds": seconds}
+    return {"out": str(folder.path), **counts, "loss": run.loss if math.isfinite(run.loss) else None, "seconds": seconds}
 
 
-def backward(model: LlavaModel, recipe: Recipe, examples: Examples) -> Losses:
-    """Add the gradient of the step's loss to the parameters, one source at a time. Raises DivergedError."""
-    model.zero_grad(set_to_none=True)
-    total, tokens, images = 0.0, 0, 0
-    by_source: dict[str, float] = {}
+def feed(assembly: Assembly) -> Feed[Any, list[MicroBatch]]:
+    """What the loader reads, and makes of it: this rank's micro-batches of a step."""
+    finish = partial(batches.micro_batches, recipe=assembly.recipe)
+    budgets = sources.budgets(assembly.recipe)
+    return Feed(mixture=assembly.mixture, data=assembly.data, make=assembly.examples, finish=finish, budgets=budgets)
+
+
+def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
+    """At the start, or where the folder's checkpoint stands."""
+    here = -1 if folder.checkpoint is None else checkpoint.read(folder.checkpoint).step
+    step = int(engine.gather([here])[0, 0])  # as rank 0 sees it
+    if step < 0:
+        return Run(assembly.mixture.start(), bad=Counter())
+    path = folder.path / checkpoint.FOLDER / checkpoint.name(step)
+    state = checkpoint.read(path)
+    position, notes = assembly.mixture.resumed(state.mixture)
+    checkpoint.load(path, engine)
+    for name, data in assembly.data.items():
+        if isinstance(data, WebdatasetSource):
+            data.resume(position.draws[name])
+    for note in [f"goes on behind step {step}", *notes] if engine.rank == 0 else []:
+        log.info("%s", note)
+    return Run(position, state.skipped_updates, Counter(state.bad_records))
+
+
+def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run: Run, folder: RunFolder) -> None:
+    """One optimizer step, its line in the log, and its checkpoint."""
+    began = time.monotonic()
+    recipe = assembly.recipe
+    torch.manual_seed(splitmix.key(recipe.seed, "dropout", step.number, engine.rank) >> 1)
+    told = _exchanged(step, recipe, engine)
+    losses = backward(engine, recipe, step.made, told)
+    rate = recipe.optimizer.lr * schedule.factor(step.number, recipe.steps, recipe.schedule)
+    norm = engine.update(rate) if losses.tokens else None
+    run.position, run.skipped = step.position, run.skipped + (norm is None)
+    run.loss = losses.total if losses.tokens else run.loss
+    run.bad = (run.bad or Counter()) + Counter({name: int(told.sum("bad", name)) for name in assembly.mixture.names})
+    seconds = time.monotonic() - began + step.seconds_waiting
+    folder.step(_line(step, losses, told, assembly, run) | {"lr": rate, "grad_norm": norm, "updated": norm is not None, "seconds": seconds})
+    done, every = step.number + 1, recipe.checkpoint.every
+    if every and (done % every == 0 or done == recipe.steps):
+        state = checkpoint.State(
+            mixture=assembly.mixture.state(run.position),
+            skipped_updates=run.skipped,
+            bad_records=dict(run.bad),
+            versions=checkpoint.versions(),
+        )
+        checkpoint.save(folder.path, state, recipe, engine)
+
+
+class Told:
+    """What every rank told every rank about its part of a step: numbers by name, and by name and source."""
+
+    def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: torch.Tensor) -> None:
+        self._column = {name: numbers_RN[:, at] for at, name in enumerate(names)}
+
+    def sum(self, what: str, source: str = "") -> float:
+        """Over the ranks."""
+        return float(self._column[what, source].sum())
+
+    def most(self, what: str) -> float:
+        """Of any rank."""
+        return float(self._column[what, ""].max())
+
+
+def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine) -> Told:
+    """One exchange before the first backward: it settles the number of calls and what a token counts."""
+    tokens: Counter[str] = Counter()
+    for micro in step.made:
+        for source, count in zip(micro.sources, micro.batch.counts_B.tolist(), strict=True):
+            tokens[source] += count
+    mine: dict[tuple[str, str], float] = {
+        ("calls", ""): len(step.made),
+        ("digest", ""): step.digest,
+        ("images", ""): sum(0 if micro.batch.pixels_NCHW is None else len(micro.batch.pixels_NCHW) for micro in step.made),
+        ("positions", ""): sum(micro.batch.ids_BT.numel() for micro in step.made),
+        ("seconds_waiting", ""): step.seconds_waiting,
+    }
     for source in recipe.sources:
-        if not examples[source.name]:
-            continue
-        batch = collate(examples[source.name]).to(recipe.device)
-        images += 0 if batch.pixels_NCHW is None else len(batch.pixels_NCHW)
-        token_loss = model(batch)
-        if not token_loss.tokens:
-            continue
-        mean = token_loss.total / token_loss.tokens
-        weighted = mean * source.loss_multiplier
-        if weighted.requires_grad:  # no: only the projector is trained, and no picture is in the batch
-            weighted.backward()
-        by_source[source.name] = mean.item()
-        total, tokens = total + weighted.item(), tokens + token_loss.tokens
+        mine["tokens", source.name] = tokens[source.name]
+        counts = step.counts.get(source.name)
+        mine |= {(what, source.name): float(getattr(counts, what, 0)) for what in COUNTS}
+    return Told(list(mine), engine.gather(list(mine.values())))
+
+
+COUNTS = ("served", "left_out", "bad", "seconds_waiting", "bytes_read", "cache_hits", "cache_misses")  # of trainer.loader.Counts
+
+
+def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: Told) -> Losses:
+    """Add the gradient of the step's loss to the parameters. Raises DivergedError, on all ranks alike."""
+    names = [source.name for source in recipe.sources]
+    tokens = {name: int(told.sum("tokens", name)) for name in names}
+    if not sum(tokens.values()):
+        return Losses(total=0.0, by_source={}, tokens=0)
+    weights = {"": 0.0} | weighting.weights(recipe, tokens)
+    calls = int(told.most("calls"))
+    sums_S = torch.zeros(len(names), dtype=torch.float64, device=recipe.device)
+    for number in range(calls):
+        micro = made[number] if number < len(made) else batches.blank()
+        weights_B = torch.tensor([weights[source] for source in micro.sources])
+        sums_B = engine.accumulate(micro.batch, weights_B, last=number == calls - 1)
+        if number < len(made):
+            rows = torch.tensor([names.index(source) for source in micro.sources], device=recipe.device)
+            sums_S.index_add_(0, rows, sums_B.double())
+    return _losses(engine.gather(sums_S.tolist()).sum(0).tolist(), tokens, weights)
+
+
+def _losses(sums: Sequence[float], tokens: Mapping[str, int], weights: Mapping[str, float]) -> Losses:
+    by_name = dict(zip(tokens, sums, strict=True))
+    by_source = {name: by_name[name] / count for name, count in tokens.items() if count}
+    total = sum(by_name[name] * weights[name] for name in tokens)
     if not math.isfinite(total):
         raise DivergedError(f"loss: expected a finite number, found {by_source}")
-    return Losses(total=total, by_source=by_source, tokens=tokens, images=images)
+    return Losses(total=total, by_source=by_source, tokens=sum(tokens.values()))
 
 
-def _bar(steps: int) -> tqdm:
-    return tqdm(total=steps, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10)  # a log file needs no animation
-
-
-def _read(feed: Feed, recipe: Recipe, step: int) -> Examples:
-    return {source.name: feed.examples(source, step) for source in recipe.sources}
-
-
-def _update(model: LlavaModel, adam: torch.optim.Optimizer, recipe: Recipe, rate: float) -> float:
-    """One optimizer step; the gradient's norm before it was clipped. Raises DivergedError before a weight is touched."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, recipe.optimizer.max_grad_norm or math.inf))
-    if not math.isfinite(norm):
-        raise DivergedError(f"gradient: expected a finite norm, found {norm}")
-    optimizers.set_lr(adam, rate)
-    adam.step()
-    return norm
-
-
-def _line(step: int, losses: Losses, rate: float, norm: float | None, waited: float) -> dict[str, Any]:
+def _line(step: Step[Any], losses: Losses, told: Told, assembly: Assembly, run: Run) -> dict[str, Any]:
+    names = assembly.mixture.names
+    served = {name: run.position.draws[name] - (run.bad or Counter())[name] for name in names}
+    by_source = {f"{what}_by_source": {name: told.sum(what, name) for name in names} for what in COUNTS}
     return {
-        "step": step,
+        "step": step.number,
         "loss": losses.total if losses.tokens else None,
         "loss_by_source": losses.by_source,
-        "lr": rate,
-        "grad_norm": norm,
         "tokens_supervised": losses.tokens,
-        "images": losses.images,
-        "seconds_waiting": round(waited, 6),
-        "updated": norm is not None,
+        "supervised_of_positions": losses.tokens / max(1.0, told.sum("positions")),
+        "images": int(told.sum("images")),
+        "records": f"{int(told.sum('digest')) % 2**32:08x}",
+        "share_asked": assembly.mixture.asked(),
+        "share_served": {name: count / max(1, sum(served.values())) for name, count in served.items()},
+        "seconds_waiting": told.most("seconds_waiting"),
+        **by_source,
     }
+
+
+def _bar(steps: int, begin: int, rank: int) -> tqdm:
+    interval = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
+    return tqdm(total=steps, initial=begin, unit="step", mininterval=interval, disable=rank > 0)

@@ -21,6 +21,8 @@ from schemas import RequestError
 
 SHIPPED = Path(__file__).parent / "recipes"
 
+Template = Literal["plain", "v1", "chatml", "qwen", "llama2", "llama3", "mistral", "chat", "flamingo"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChoice:
@@ -30,21 +32,34 @@ class TokenizerChoice:
     form: Literal["auto", "llama", "file"] = "auto"
     bos: str | None = None  # null: what the folder says
     eos: str | None = None
+    add: tuple[str, ...] = ()  # special tokens to add where the folder has none of that name, in this order, behind the last id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Which file of trainer/ the model is built by: trainer/llava.py, trainer/flamingo.py."""
+
+    family: Literal["llava", "flamingo"] = "llava"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionTower:
-    """A CLIP or SigLIP tower: a folder of weights, or the configuration of a new one."""
+    """A tower of transformers (a folder of weights, or the configuration of a new one), or one of open_clip's by name."""
 
-    weights: str | None = None
+    weights: str | None = None  # of open_clip: a tag of the name's (openai, laion2b_s32b_b82k), or a file
     config: dict[str, Any] = field(default_factory=dict)
+    open_clip: str | None = None  # ViT-L-14
     select_layer: int = -2  # an index into the hidden states; 0 is the patch embedding
     select_feature: Literal["patch", "cls_patch"] = "patch"
+    post_norm: bool = False  # the tower's last norm too, where select_layer is -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """Any causal language model that transformers knows: a folder of weights, or the configuration of a new one."""
+    """Any causal language model that transformers knows: a folder of weights, or the configuration of a new one.
+
+    A folder may also hold Qwen (the first), or a LLaVA whose language model is wanted: trainer/language.py.
+    """
 
     weights: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +70,31 @@ class Projector:
     """From the tower's width to the language model's."""
 
     kind: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    weights: str | None = None  # mm_projector.bin, other_params.bin, or a checkpoint that holds a projector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flamingo:
+    """Perceiver resampler and gated cross-attention, where the family is flamingo. The defaults are OpenFlamingo's."""
+
+    every: int = 1  # a cross-attention before every so many layers of the language model
+    attend: Literal["immediate", "all"] = "immediate"  # text sees the picture just before it, or all before it
+    depth: int = 6  # layers of the resampler
+    latents: int = 64  # positions that a picture becomes
+    heads: int = 8
+    head_width: int = 64
+    weights: str | None = None  # OpenFlamingo's checkpoint.pt, or our trained.safetensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """LoRA on the language model, whose own weights are then frozen. rank = 0: none."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all",)  # last words of module names; all: every linear layer but the head. Qwen's own names work
+    weights: str | None = None  # a folder with adapter_model.bin or adapter_model.safetensors to go on from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +120,9 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warmup, then cosine to 0 or constant; counted in optimizer steps."""
+    """Linear warmup, then cosine or linear to 0, or constant; counted in optimizer steps."""
 
-    kind: Literal["cosine", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = 0
     warmup_ratio: float = 0.0  # of all steps, rounded up; used where warmup_steps is 0
 
@@ -97,13 +137,82 @@ class Freeze:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """How a step is drawn from the sources: trainer/mixture.py."""
+
+    draw: Literal["every", "one", "mixed"] = "every"
+    batch_size: int | None = None  # records per optimizer step, of all sources together, where draw is one or mixed; null: the sources'
+    micro_batch_size: int | None = None  # records that a rank holds at once where draw is one or mixed; null: all of its share
+    groups: dict[str, Any] = field(default_factory=dict)  # where draw is one: weights of groups; empty: what their sources weigh together
+    group_steps: int = 32  # where draw is mixed: records of so many steps are grouped by modality and length; 1: not grouped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Reading ahead: trainer/loader.py."""
+
+    workers: int = 2  # threads a rank; 0: read when asked
+    prefetch: int = 2  # steps that are read ahead
+    timeout: float = 600.0  # seconds that a step may be waited for
+    cache: str | None = None  # a folder on a local disk, for shards of object storage; shared by the ranks of a machine
+    cache_bytes: int = 100 * 2**30
+    dct_scaling: bool = True  # JPEGs are decoded at a half, quarter or eighth where that is enough; never under compat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a run goes on from: trainer/checkpoint.py."""
+
+    every: int = 1000  # optimizer steps; 0: none
+    keep: int = 2  # the newest so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRecords:
+    """How many a source may have before the run ends: shards/budget.py."""
+
+    rate: float = 0.01  # of the last 10,000 that a rank has read
+    run: int = 32  # so many in a row are one too many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """log.jsonl is always written."""
+
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How the ranks work together: trainer/engine.py."""
+
+    kind: Literal["auto", "single", "ddp"] = "auto"  # auto: ddp under torchrun, else single
+    timeout: float = 600.0  # seconds that a rank waits for the others
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Shards, and how much of a step is theirs."""
 
     name: str
     shards: str | None = None  # a PLACE
-    batch_size: int = 16  # records per optimizer step
+    kind: Literal["shards", "webdataset"] = "shards"  # webdataset: tars made elsewhere, by pattern: trainer/webdataset_source.py
+    layout: str | None = None  # of webdataset; null: seen from the first sample
+    batch_size: int = 16  # records per optimizer step over all ranks, where draw is every
+    micro_batch_size: int | None = None  # records that a rank holds at once, where draw is every; null: all of its share
+    weight: float | None = None  # where draw is one (null: 1) or mixed (null: as many as it has records)
+    group: str | None = None  # where draw is one: a step is of one group; null: a group of its own
+    resampled: bool = False  # drawn with replacement, every record at the same rate, instead of in epochs
+    epoch_samples: int | None = None  # an epoch is so many of the records; null: all
+    window: int = 16  # shards that are open at once: records are permuted within
     loss_multiplier: float = 1.0
+    template: Template | None = None  # null: the recipe's
+    max_tokens: int | None = None  # null: the recipe's
+    task: Literal["interleaved", "caption"] = "interleaved"  # of template flamingo: trainer/flamingo_text.py
+    min_similarity: float | None = None  # of template flamingo: a picture less like its sentence is left out
+    min_images: int = 1  # of template flamingo, interleaved: records with fewer are left out
+    max_images: int | None = None  # of template flamingo: the first so many in reading order
+    keep_single: float = 1.0  # of template flamingo, interleaved: how often a record with one picture is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +224,27 @@ class Recipe:
     steps: int = 100  # optimizer steps
     device: str = "cpu"
     threads: int = 0  # of torch on the CPU; 0: its own choice
-    max_bad_records: int = 100  # more than these: the run stops
-    template: Literal["plain", "v1"] = "v1"
-    compat: Literal["none", "llava"] = "none"
+    template: Template = "v1"
+    system: str | None = None  # what the template says first; null: its own words
+    compat: Literal["none", "llava", "openflamingo", "basicvlm"] = "none"
     max_tokens: int = 2048  # a picture counts as one
+    model: Family = field(default_factory=Family)
     tokenizer: TokenizerChoice = field(default_factory=TokenizerChoice)
     vision: VisionTower = field(default_factory=VisionTower)
     projector: Projector = field(default_factory=Projector)
     language: LanguageModel = field(default_factory=LanguageModel)
+    flamingo: Flamingo = field(default_factory=Flamingo)
+    lora: Lora = field(default_factory=Lora)
     pictures: Pictures = field(default_factory=Pictures)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     freeze: Freeze = field(default_factory=Freeze)
+    mixture: Mixture = field(default_factory=Mixture)
+    loader: Loader = field(default_factory=Loader)
+    bad_records: BadRecords = field(default_factory=BadRecords)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+    engine: Engine = field(default_factory=Engine)
     sources: tuple[Source, ...] = ()
 
 
@@ -146,7 +264,7 @@ def load(name: str, *, sources: Sequence[str] = (), settings: Sequence[str] = ()
     for argument in settings:
         _put_setting(table, argument)
     recipe = _read(Recipe, table, f"{path}: ")
-    _check(recipe, str(path))
+    check(recipe, str(path))
     return recipe
 
 
@@ -176,6 +294,35 @@ def as_toml(recipe: Recipe) -> str:
         else:
             lines += _lines({key: value})
     return "\n".join([*lines, *tables]) + "\n"
+
+
+# What may differ between a run and the run that goes on from its checkpoint without anybody asking.
+HARMLESS = ("out", "device", "threads", "loader.", "checkpoint.", "log.", "engine.")
+
+
+def differences(was: Recipe, now: Recipe) -> dict[str, str]:
+    """What changed, key by key: "was A, is B". Sources are told apart by name."""
+    before, after = _flat("", dataclasses.asdict(was)), _flat("", dataclasses.asdict(now))
+    keys = [key for key in (before | after) if before.get(key) != after.get(key)]
+    return {key: f"was {_shown(before.get(key))}, is {_shown(after.get(key))}" for key in keys}
+
+
+def harmless(key: str) -> bool:
+    """Whether a run stays the same run with another value here. Pixels may differ with dct_scaling."""
+    moved = key.startswith("sources.") and key.endswith(".shards")
+    return (key.startswith(HARMLESS) and key != "loader.dct_scaling") or key.endswith("micro_batch_size") or moved
+
+
+def _flat(where: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        value = {item["name"]: item for item in value}
+    if not isinstance(value, dict):
+        return {where: value}
+    return {key: leaf for name, item in value.items() for key, leaf in _flat(f"{where}.{name}".lstrip("."), item).items()}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else _value(value)
 
 
 def _lines(table: dict[str, Any]) -> list[str]:
@@ -295,24 +442,50 @@ def _key(where: str, key: str) -> str:
     return f"{where}{key}" if where.endswith(": ") else f"{where}.{key}"
 
 
-def _check(recipe: Recipe, path: str) -> None:
+def check(recipe: Recipe, path: str) -> None:
+    """Raises RequestError for a value out of range; `path` is what the message begins with."""
     _at_least(path, 1, steps=recipe.steps, max_tokens=recipe.max_tokens)
-    _at_least(path, 0, seed=recipe.seed, threads=recipe.threads, max_bad_records=recipe.max_bad_records)
+    _at_least(path, 0, seed=recipe.seed, threads=recipe.threads)
+    _check_reading(recipe, path)
     schedule, optimizer = recipe.schedule, recipe.optimizer
     _at_least(f"{path}: schedule", 0, warmup_steps=schedule.warmup_steps, warmup_ratio=schedule.warmup_ratio)
     _at_least(f"{path}: optimizer", 0, lr=optimizer.lr, weight_decay=optimizer.weight_decay, max_grad_norm=optimizer.max_grad_norm)
     _numbers(path, "optimizer.betas", optimizer.betas, 2)
+    flamingo, lora = recipe.flamingo, recipe.lora
+    sizes = {"depth": flamingo.depth, "latents": flamingo.latents, "heads": flamingo.heads, "head_width": flamingo.head_width}
+    _at_least(f"{path}: flamingo", 1, every=flamingo.every, **sizes)
+    _at_least(f"{path}: lora", 0, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
     for name, numbers in (("pictures.mean", recipe.pictures.mean), ("pictures.std", recipe.pictures.std)):
         _numbers(path, name, numbers, 3)
     names = [source.name for source in recipe.sources]
     for source in recipe.sources:
-        _at_least(f"{path}: sources.{source.name}", 1, batch_size=source.batch_size)
+        sizes = {"batch_size": source.batch_size, "window": source.window}
+        given = {"micro_batch_size": source.micro_batch_size, "epoch_samples": source.epoch_samples}
+        _at_least(f"{path}: sources.{source.name}", 1, **sizes, **{key: value for key, value in given.items() if value is not None})
         _at_least(f"{path}: sources.{source.name}", 0, loss_multiplier=source.loss_multiplier)
         if names.count(source.name) > 1:
             raise RequestError(f"{path}: sources: expected different names, found {source.name} twice")
 
 
-def _at_least(where: str, least: int, **values: float) -> None:
+def _check_reading(recipe: Recipe, path: str) -> None:
+    mixture, loader = recipe.mixture, recipe.loader
+    sizes = {"batch_size": mixture.batch_size, "micro_batch_size": mixture.micro_batch_size, "group_steps": mixture.group_steps}
+    _at_least(f"{path}: mixture", 1, **{key: value for key, value in sizes.items() if value is not None})
+    if mixture.draw == "every" and (mixture.batch_size or mixture.micro_batch_size):
+        raise RequestError(f"{path}: mixture: expected batch sizes of the sources where draw is every, found one of the mixture")
+    for name, weight in mixture.groups.items():
+        _read(float, weight, f"{path}: mixture.groups.{name}")
+    _at_least(f"{path}: loader", 0, workers=loader.workers)
+    _at_least(f"{path}: loader", 1, prefetch=loader.prefetch, cache_bytes=loader.cache_bytes)
+    _at_least(f"{path}: loader", 0.001, timeout=loader.timeout)
+    _at_least(f"{path}: engine", 0.001, timeout=recipe.engine.timeout)
+    _at_least(f"{path}: checkpoint", 0, every=recipe.checkpoint.every)
+    _at_least(f"{path}: checkpoint", 1, keep=recipe.checkpoint.keep)
+    _at_least(f"{path}: bad_records", 0, rate=recipe.bad_records.rate)
+    _at_least(f"{path}: bad_records", 1, run=recipe.bad_records.run)
+
+
+def _at_least(where: str, least: float, **values: float) -> None:
     for name, value in values.items():
         if not least <= value < float("inf"):  # refuses nan too
             raise RequestError(f"{where}: {name}: expected at least {least}, found {value}")

@@ -1,6 +1,6 @@
 """Pieces to tokens: ids and labels are built together, one tokenisation of each chunk.
 
-A template gives pieces in reading order: text, a picture, the end token. A token is trained on if and only if all its characters lie in
+A template gives pieces in reading order: text, a picture, special tokens. A token is trained on if and only if all its characters lie in
 trained text; nothing is tokenised twice and counted.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from schemas import RecordError
 from trainer.tokenizer import Tokenizer
 
 IGNORE = -100  # label of a position that is not trained on
@@ -36,7 +37,21 @@ class End(NamedTuple):
     trained: bool
 
 
-Piece = Text | Picture | End
+class Token(NamedTuple):
+    """A special token by name."""
+
+    name: str
+    trained: bool = False
+
+
+Piece = Text | Picture | End | Token
+
+
+class LeftOut(RecordError):
+    """The recipe's own rules leave this record out: a hole, and no damage."""
+
+    def __reduce__(self) -> tuple[type[LeftOut], tuple[str, str]]:
+        return LeftOut, (self.reason, self.detail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +65,31 @@ class Rendered:
     text: str = ""
     hidden: frozenset[int] = frozenset()  # positions that never reach the model: a bug of LLaVA's, in `compat` only
 
-    def cut(self, max_tokens: int) -> Rendered:
-        """The first max_tokens positions, a picture counting as one: LLaVA's collator. `text` stays whole."""
+    def cut(self, max_tokens: int, picture: int = IMAGE) -> Rendered:
+        """The first max_tokens positions, a picture counting as one: LLaVA's collator. `text` stays whole. `picture` is its id."""
         ids = self.ids[:max_tokens]
         return replace(
             self,
             ids=ids,
             labels=self.labels[:max_tokens],
             spans=self.spans[:max_tokens],
-            images=self.images[: ids.count(IMAGE)],
+            images=self.images[: ids.count(picture)],
             hidden=frozenset(position for position in self.hidden if position < max_tokens),
         )
 
 
 def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Rendered:
-    """The tokens of these pieces, not cut. A chunk is what stands between pictures; an end token breaks it, but starts no new one."""
+    """The tokens of these pieces, not cut. A chunk is what stands between pictures; a special token breaks it, but starts no new one.
+
+    The tokenizer's bos stands in front, unless the first piece is that token. Raises RequestError where it has not a token of that name.
+    """
     out = Rendered()
     text: list[str] = []
     run: list[Text] = []
     first = True
-    if tokenizer.bos is not None:
+    pieces = list(pieces)
+    says_bos = any(isinstance(piece, Token) and piece.name == tokenizer.bos_text for piece in pieces[:1])
+    if tokenizer.bos is not None and not says_bos:
         _append(out, tokenizer.bos, IGNORE, (0, 0))
     for piece in pieces:
         if isinstance(piece, Text):
@@ -83,8 +103,10 @@ def tokenise(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Rendered:
             out.images.append(piece.image)
             first = True
         else:
-            text.append(tokenizer.eos_text)
-            _append(out, tokenizer.eos, tokenizer.eos if piece.trained else IGNORE, (at, at + len(tokenizer.eos_text)))
+            name = tokenizer.eos_text if isinstance(piece, End) else piece.name
+            id = tokenizer.eos if isinstance(piece, End) else tokenizer.special(name)
+            text.append(name)
+            _append(out, id, id if piece.trained else IGNORE, (at, at + len(name)))
             first = False
     _flush(out, run, text, tokenizer, first)
     return replace(out, text="".join(text))

@@ -15,6 +15,8 @@ def factor(step: int, steps: int, schedule: Schedule) -> float:
     if schedule.kind == "constant":
         return 1.0
     progress = (step - warmup) / max(1, steps - warmup)
+    if schedule.kind == "linear":
+        return max(0.0, 1.0 - progress)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 

@@ -23,7 +23,7 @@ def splice(
 ) -> Spliced:
     """Every IMAGE becomes the P positions of the next picture, untrained; a row longer than `longest` is cut.
 
-    The pictures are taken in row order, then reading order: N is the number of IMAGEs that the mask lets through.
+    The pictures are taken in row order, then reading order: N is the number of IMAGEs that the mask lets through, or more.
     """
     kept = ids_BT[mask_BT]
     lengths = mask_BT.sum(1).tolist()
@@ -36,7 +36,8 @@ def splice(
             row += [words_KD[at : start + place], features_PD]
             label += [labels_T[at - start : place], labels_T.new_full((len(features_PD),), IGNORE)]
             at, picture = start + place + 1, picture + 1
-        rows.append(torch.cat([*row, words_KD[at : start + length]])[:longest])
+        none_PD = features_NPD.flatten(0, 1)[:0]  # nothing, but a row without pictures too has a graph to them
+        rows.append(torch.cat([*row, words_KD[at : start + length], none_PD])[:longest])
         labels.append(torch.cat([*label, labels_T[at - start :]])[:longest])
         start += length
     mask = [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows]

@@ -4,10 +4,12 @@
             end token: LLaVA's first stage.
     v1      vicuna: "... USER: <image>\\nQuestion ASSISTANT: Answer</s>USER: ...". The answer, the space before it and its
             end token are trained on: generation starts after the colon. An empty answer is "ASSISTANT:", and nothing of it is trained.
+    chatml, qwen, llama2, llama3, mistral     trainer/formats.py
+    chat    the tokenizer's own template: trainer/chat_template.py
 
 A turn that places one picture, however often, gets it at its front on a line of its own and loses the blanks around its text (LLaVA); a
 turn with several pictures keeps them where they stand (LLaVA-NeXT). A record of `text` turns (a caption, a document) is the same in
-both templates: pictures in place, the text as it is, a line break.
+all templates: pictures in place, the text as it is, a line break. (For flamingo see trainer/flamingo_text.py.)
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import json
 from collections.abc import Iterator, Sequence
 
 from schemas import Part, Record, RecordError, Turn
+from trainer import chat_template
+from trainer.formats import FORMATS, Format, written
 from trainer.rendered import End, Picture, Piece, Text
+from trainer.tokenizer import Tokenizer
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -24,12 +29,30 @@ SYSTEM = (
 )
 
 
-def pieces(record: Record, turns: Sequence[Turn], template: str) -> Iterator[Piece]:
-    """The pieces of these turns under "plain" or "v1". Raises RecordError("template") where it has no place for them."""
+def pieces(
+    record: Record,
+    turns: Sequence[Turn],
+    template: str,
+    system: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    reply: bool = False,
+) -> Iterator[Piece]:
+    """The pieces of these turns under a template; `system` goes before its own words, and the record's before both.
+
+    `reply`: the turns end with a question, and what stands before its answer is added. Raises RecordError("template") where there is no
+    place for the turns, RequestError where the template is the tokenizer's own and it has none.
+    """
     if turns and all(turn.role == "text" for turn in turns):
-        return _document(turns)
-    system, conversation = _conversation(record, turns)
-    return _plain(conversation) if template == "plain" else _v1(system, conversation)
+        return _document(turns, reply=reply)
+    if template == "plain":
+        return _plain(conversation(record, turns, "")[1], reply=reply)
+    if template == "v1":
+        return _v1(*conversation(record, turns, SYSTEM if system is None else system), reply=reply)
+    if template == "chat":
+        return _own(*conversation(record, turns, system), tokenizer, reply=reply)
+    chosen = FORMATS[template]
+    return _chat(chosen, *conversation(record, turns, chosen.words if system is None else system), reply=reply)
 
 
 def unplaced(record: Record) -> set[int]:
@@ -44,16 +67,16 @@ def refuse(expected: str, found: object) -> RecordError:
     return RecordError("template", f"expected {expected}, found {found}")
 
 
-def _conversation(record: Record, turns: Sequence[Turn]) -> tuple[str, list[Turn]]:
-    """The system text and the turns, user and assistant by turns.
+def conversation(record: Record, turns: Sequence[Turn], system: str | None) -> tuple[str | None, list[Turn]]:
+    """The system's words and the turns, user and assistant by turns. Raises RecordError where they are not.
 
     An answer before the first question is dropped, as LLaVA does; its unplaced pictures are shown with the first question instead.
     """
-    system, rest = SYSTEM, list(turns)
+    words, rest = system, list(turns)
     dropped: list[Turn] = []
     if rest and rest[0].role == "system":
         dropped.append(rest.pop(0))
-        system = dropped[0].text()
+        words = dropped[0].text()
     if rest and rest[0].role == "assistant":
         dropped.append(rest.pop(0))
     roles = [turn.role for turn in rest]
@@ -64,35 +87,36 @@ def _conversation(record: Record, turns: Sequence[Turn]) -> tuple[str, list[Turn
     if moved:
         first = rest[0]
         rest[0] = Turn(first.role, moved + first.parts, [], first.train)
-    return system, rest
+    return words, rest
 
 
-def _document(turns: Sequence[Turn]) -> Iterator[Piece]:
+def _document(turns: Sequence[Turn], *, reply: bool) -> Iterator[Piece]:
     for turn in turns:
         trained = turn.train is not False
         yield from _in_place(turn.parts, trained)
+        if not reply:
+            yield Text("\n", trained)
+
+
+def _plain(turns: list[Turn], *, reply: bool) -> Iterator[Piece]:
+    if len(turns) != 2 - reply:
+        raise refuse("one question and its answer for template plain", f"{len(turns)} turns")
+    shown = _images(turns[0])
+    if not shown:
+        raise refuse("a picture in the question for template plain", "none")
+    yield from map(Picture, shown)
+    for answer in turns[1:]:
+        trained = answer.train is not False
+        yield from _message(answer, trained)
         yield Text("\n", trained)
 
 
-def _plain(turns: list[Turn]) -> Iterator[Piece]:
-    if len(turns) != 2:
-        raise refuse("one question and its answer for template plain", f"{len(turns)} turns")
-    question, answer = turns
-    shown = _images(question)
-    if not shown:
-        raise refuse("a picture in the question for template plain", "none")
-    trained = answer.train is not False
-    yield from map(Picture, shown)
-    yield from _message(answer, trained)
-    yield Text("\n", trained)
-
-
-def _v1(system: str, turns: list[Turn]) -> Iterator[Piece]:
-    yield Text(system + " ")
+def _v1(system: str | None, turns: list[Turn], *, reply: bool) -> Iterator[Piece]:
+    yield Text(f"{system} ")
     for turn in turns:
         user = turn.role == "user"
         name = "USER" if user else "ASSISTANT"
-        trained = bool(turn.train) if user else turn.train is not False
+        trained = _trained(turn)
         message = list(_message(turn, trained))
         yield Text(f"{name}:")
         if not message:
@@ -100,6 +124,41 @@ def _v1(system: str, turns: list[Turn]) -> Iterator[Piece]:
         yield Text(" ", trained and not user)
         yield from message
         yield Text(" ") if user else End(trained)
+    if reply:
+        yield Text("ASSISTANT:")
+
+
+def _chat(chosen: Format, system: str | None, turns: list[Turn], *, reply: bool) -> Iterator[Piece]:
+    if system is not None:
+        before, _, after = chosen.system.partition("{}")
+        yield from (*written(before), Text(system), *written(after))
+    for number, turn in enumerate(turns):
+        trained = _trained(turn)
+        message = list(_in_place_alone(turn.parts, trained) if chosen.in_place else _message(turn, trained))
+        if turn.role == "user":
+            before, _, after = (chosen.later if number else chosen.user).partition("{}")
+            yield from written(before.removeprefix(chosen.inside) if number == 0 and system is not None else before)
+            yield from message
+            yield from written(after)
+            continue
+        yield from written(chosen.reply)
+        if not chosen.reply:
+            yield Text(" ", trained)
+        yield from message
+        yield from written(chosen.end, trained=trained and bool(message))
+        yield Text(chosen.between if number + 1 < len(turns) else "")
+    if reply:
+        yield from written(chosen.reply)
+
+
+def _own(system: str | None, turns: list[Turn], tokenizer: Tokenizer | None, *, reply: bool) -> Iterator[Piece]:
+    said: list[chat_template.Said] = [] if system is None else [("system", [Text(system)], False)]
+    said += [(turn.role, list(_message(turn, _trained(turn))), _trained(turn)) for turn in turns]
+    return chat_template.pieces(said, tokenizer, reply=reply)
+
+
+def _trained(turn: Turn) -> bool:
+    return bool(turn.train) if turn.role == "user" else turn.train is not False
 
 
 def _message(turn: Turn, trained: bool) -> Iterator[Piece]:
@@ -123,3 +182,15 @@ def _in_place(parts: Sequence[Part], trained: bool) -> Iterator[Piece]:
             raise refuse("text and pictures", f"region {part.region}")
         elif part.text:
             yield Text(part.text, trained)
+
+
+def _in_place_alone(parts: Sequence[Part], trained: bool) -> Iterator[Piece]:
+    """Pictures in place, without the line breaks beside them."""
+    for number, part in enumerate(parts):
+        before, after = parts[number - 1] if number else None, parts[number + 1] if number + 1 < len(parts) else None
+        text = part.text
+        if text is not None and before is not None and before.image is not None:
+            text = text.removeprefix("\n")
+        if text is not None and after is not None and after.image is not None:
+            text = text.removesuffix("\n")
+        yield from _in_place([Part(text, part.image, part.region)], trained)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from schemas import RequestError
-from trainer import sentencepiece
+from trainer import sentencepiece, tiktoken
 from trainer.recipe import TokenizerChoice
 
 Offsets = list[tuple[int, int]]
@@ -36,11 +37,13 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     prefix: str  # goes before the first text of a chunk
     bos: int | None  # None: no text begins with one
+    bos_text: str
     eos: int
     eos_text: str
     unk: int | None
     specials: dict[str, int]
     size: int  # ids are below it
+    chat_template: str | None = None  # Jinja: trainer/chat_template.py
 
     def encode(self, text: str, *, first: bool) -> tuple[list[int], Offsets]:
         """Ids and [start, end) code points of each. `first`: nothing stands before this text in its chunk."""
@@ -49,6 +52,14 @@ class Tokenizer:
         shift = len(self.prefix) if first else 0
         encoding = self.backend.encode(self.prefix[:shift] + text, add_special_tokens=False)
         return encoding.ids, [(max(0, start - shift), max(0, end - shift)) for start, end in encoding.offsets]
+
+    def special(self, name: str) -> int:
+        """The id of a special token. Raises RequestError where there is none of that name."""
+        if name not in self.specials:
+            raise RequestError(
+                f"tokenizer: expected a token {name}, as the template has it, found none; give --set tokenizer.add='[\"{name}\"]'"
+            )
+        return self.specials[name]
 
     def split(self, text: str) -> list[str]:
         """The text cut so that special tokens stand alone, longest first: how the originals parse them. Only `compat` asks for it."""
@@ -61,7 +72,7 @@ def load(choice: TokenizerChoice) -> Tokenizer:
     if choice.path is None:
         raise RequestError("tokenizer.path: expected a folder with tokenizer.json, found none; give --set tokenizer.path=FOLDER")
     folder = Path(choice.path)
-    stored = _stored(folder)
+    stored = _with_added(_stored(folder), choice.add)
     names = _names(folder)
     added: list[dict[str, Any]] = stored.get("added_tokens") or []
     specials = {token["content"]: token["id"] for token in added if not token["content"].isspace()}
@@ -75,12 +86,29 @@ def load(choice: TokenizerChoice) -> Tokenizer:
         backend=_text_only(stored, folder, llama=llama),
         prefix=" " if llama else "",
         bos=_bos(original, choice.bos, names, folder),
+        bos_text=choice.bos or names.get("bos_token", ""),
         eos=eos,
         eos_text=eos_text,
         unk=original.token_to_id(names.get("unk_token") or "<unk>"),
         specials=specials,
         size=max(original.get_vocab(with_added_tokens=True).values()) + 1,
+        chat_template=_chat_template(folder),
     )
+
+
+def export(choice: TokenizerChoice, to: Path, add: Sequence[str] = ()) -> None:
+    """Write the tokenizer as a folder of transformers', with the recipe's tokens and these. Special tokens are parsed again there."""
+    folder = Path(choice.path or ".")
+    stored = _with_added(_stored(folder), (*choice.add, *add))
+    if choice.form == "llama" or (choice.form == "auto" and _is_llama(stored)):
+        stored |= {
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+        }
+    (to / "tokenizer.json").write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+    stated: dict[str, Any] = dict(_names(folder)) | ({"eos_token": choice.eos} if choice.eos else {})
+    stated |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "chat_template": _chat_template(folder)}
+    (to / "tokenizer_config.json").write_text(json.dumps(stated, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -89,7 +117,23 @@ def _stored(folder: Path) -> dict[str, Any]:
         return _json(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
         return sentencepiece.as_tokenizer_json(folder / "tokenizer.model")
-    raise RequestError(f"tokenizer.path {folder}: expected tokenizer.json or tokenizer.model, found neither")
+    if ranks := sorted(folder.glob("*.tiktoken")):
+        return tiktoken.as_tokenizer_json(ranks[0])
+    raise RequestError(f"tokenizer.path {folder}: expected tokenizer.json, tokenizer.model or a .tiktoken file, found none")
+
+
+def _with_added(stored: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """With the special tokens of these names, the new ones behind the last id."""
+    added: list[dict[str, Any]] = list(stored.get("added_tokens") or [])
+    ids = [token["id"] for token in added]
+    vocab = stored.get("model", {}).get("vocab") or {}
+    ids += vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    for name in names:
+        if not any(token["content"] == name for token in added):
+            ids.append(vocab[name] if isinstance(vocab, dict) and name in vocab else max(ids, default=-1) + 1)
+            plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            added.append({"id": ids[-1], "content": name, **plain})
+    return {**stored, "added_tokens": added}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -118,9 +162,22 @@ def _names(folder: Path) -> dict[str, str]:
                 text = value.get("content") if isinstance(value, dict) else value
                 if key in ("bos_token", "eos_token", "unk_token") and isinstance(text, str):
                     names[key] = text
+    if not names and any(folder.glob("*.tiktoken")):
+        return {"eos_token": tiktoken.EOS}
     if not names and not (folder / "tokenizer.json").is_file():
         return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # sentencepiece's own defaults
     return names
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template called default where there are several."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    found = _json(path).get("chat_template") if path.is_file() else None
+    if isinstance(found, list):
+        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def _bos(original: tokenizers.Tokenizer, asked: str | None, names: dict[str, str], folder: Path) -> int | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import shards
 from schemas import RecordError
-from trainer import render, tokenizer
+from trainer import render, sources, tokenizer
 from trainer.recipe import Recipe
 from trainer.rendered import IGNORE, Rendered
-from trainer.sources import open_sources
 
 OPEN, CLOSE = "⟦", "⟧"  # around trained text
 
@@ -27,13 +24,15 @@ class Seen(NamedTuple):
 
 def seen(recipe: Recipe, records: int | None = None) -> Iterator[Seen]:
     """The first `records` records of each source (None: all), their turns as stored. Raises RequestError and ShardError."""
-    show = render.renderer(recipe, tokenizer.load(recipe.tokenizer))
-    for source, data in open_sources(recipe).items():
-        for sample in itertools.islice(data, records):
-            yield _seen(source, sample, show)
+    words = tokenizer.load(recipe.tokenizer)
+    opened = sources.open_sources(recipe)
+    for source in recipe.sources:
+        show = render.renderer(recipe, words, source)
+        for sample in sources.first(opened[source.name], records):
+            yield _seen(source.name, sample, show)
 
 
-def _seen(source: str, sample: shards.Sample, show: render.Renderer) -> Seen:
+def _seen(source: str, sample: sources.Sample, show: render.Renderer) -> Seen:
     record = sample.record
     try:
         return Seen(source, record.key, show(record, record.turns), None)
@@ -42,7 +41,7 @@ def _seen(source: str, sample: shards.Sample, show: render.Renderer) -> Seen:
 
 
 def as_json(source: str, key: str, rendered: Rendered) -> dict[str, Any]:
-    """One line of `trainer tokens --json`. `images` has, for each -200 in input_ids, the index into the record's images."""
+    """One line of `trainer tokens --json`. `images`: for each picture in input_ids (-200; Flamingo's <image>), its index in the record."""
     return {
         "source": source,
         "key": key,

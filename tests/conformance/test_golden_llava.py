@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image as Pillow
+from safetensors.torch import load_file
 
 from schemas import Part, Record, RecordError
 from schemas.record import image, image_part, record, text_part, turn
-from trainer import compat, rendered, template, tokenizer
+from trainer import compat, llava, llava_names, lora, rendered, template, tokenizer
+from trainer.batch import Batch
+from trainer.model import token_loss
 from trainer.pixels import Preprocess, decoded, squared
-from trainer.recipe import TokenizerChoice
+from trainer.recipe import LanguageModel, Lora, Projector, Recipe, TokenizerChoice, VisionTower
 from trainer.rendered import Rendered
 
 REPOSITORY = Path(__file__).parents[2]
@@ -149,6 +154,100 @@ def parts(text: str, has_image: bool) -> Sequence[Part]:
         out += [image_part(0)] if number else []
         out += [text_part(piece)] if piece else []
     return out
+
+
+def models() -> list[Path]:
+    """Without the tiled pictures of LLaVA 1.6."""
+    return [path.parent for path in sorted(GOLDEN.glob("model_*/config.json")) if "anyres" not in path.parent.name]
+
+
+def built(golden: Path, folder: Path, layout: str) -> tuple[llava.LlavaModel, dict[str, Any]]:
+    """The reference's model, read from a folder as it is published in either layout."""
+    stated = json.loads((golden / "config.json").read_text())
+    shutil.copy(golden / f"weights_{layout}_keys.safetensors", folder / "model.safetensors")
+    parts = {"vision_config": {"model_type": "clip_vision_model", **stated["vision_config"]}, "text_config": stated["text_config"]}
+    original = {"model_type": "llava_llama", "mm_vision_tower": "openai/clip", **stated["text_config"]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", **parts} if layout == "hf" else original))
+    tower = folder
+    if layout == "original":  # its folder does not say what tower it has
+        tower = folder / "clip"
+        tower.mkdir()
+        (tower / "config.json").write_text(json.dumps({"model_type": "llava", **parts}))
+        shutil.copy(folder / "model.safetensors", tower)
+    chosen = {"select_layer": stated["mm_vision_select_layer"], "select_feature": stated["mm_vision_select_feature"]}
+    recipe = Recipe(
+        vision=VisionTower(weights=str(tower), **chosen),
+        projector=Projector(kind=stated["mm_projector_type"], weights=str(folder)),
+        language=LanguageModel(weights=str(folder)),
+    )
+    return llava.build(recipe, stated["text_config"]["vocab_size"], {}), stated
+
+
+def batch_of(io: dict[str, torch.Tensor]) -> Batch:
+    """The recorded batch, without the blank pictures that the reference adds to rows that have none."""
+    ids, mask = io["input_ids"], io["attention_mask"].bool()
+    counts = ((ids == -200) & mask).sum(1).tolist()
+    places, at = [], 0
+    for count in counts:
+        places += range(at, at + count)
+        at += max(count, 1)
+    return Batch(ids_BT=ids, labels_BT=io["labels"], mask_BT=mask, pixels_NCHW=io["images"][places], pictures=tuple(counts))
+
+
+@pytest.mark.parametrize("layout", ["original", "hf"])
+@pytest.mark.parametrize("folder", models(), ids=lambda path: path.name)
+def test_golden_models_give_the_right_logits_loss_and_gradients(folder: Path, layout: str, tmp_path: Path) -> None:
+    model, stated = built(folder, tmp_path, layout)
+    io = load_file(folder / "io.safetensors")
+    batch = batch_of(io)
+    spliced = model.spliced(batch)
+    logits, labels = model.logits(batch)
+    loss = token_loss(logits, labels)
+    mean = loss.sums_B.sum() / loss.counts_B.sum()
+    mean.backward()
+
+    seen = io["spliced_attention_mask"].bool()
+    torch.testing.assert_close(model.features(io["images"]), io["image_features"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(spliced.embeds_BSD[seen], io["spliced_inputs_embeds"][seen], atol=1e-5, rtol=0)
+    assert torch.equal(spliced.mask_BS.bool(), seen)
+    assert torch.equal(labels[seen], io["spliced_labels"][seen])
+    torch.testing.assert_close(logits[seen], io["logits"][seen], atol=1e-4, rtol=0)
+    assert float(mean.detach()) == pytest.approx(stated["loss"], abs=1e-5)
+    norms = json.loads((folder / "grad_norms.json").read_text())
+    found = {name: p.grad for name, p in model.named_parameters()}
+    trained = llava_names.to_original({name: grad for name, grad in found.items() if grad is not None})
+    assert set(trained) == set(norms["grad_l2_norm"])
+    for name, norm in norms["grad_l2_norm"].items():
+        assert float(trained[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+
+
+@pytest.mark.parametrize("folder", models(), ids=lambda path: path.name)
+def test_golden_names_go_to_both_layouts(folder: Path, tmp_path: Path) -> None:
+    model, _ = built(folder, tmp_path, "original")
+    own = model.state_dict()
+
+    original, hf = llava_names.to_original(own), llava_names.to_transformers(own)
+
+    mapping = json.loads((folder / "key_mapping.json").read_text())
+    assert {mapping[name]: tensor.shape for name, tensor in original.items()} == {name: tensor.shape for name, tensor in hf.items()}
+    stored = load_file(folder / "weights_hf_keys.safetensors")
+    assert hf.keys() == stored.keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in hf.items())
+    assert json.loads((folder / "hf_crosscheck.json").read_text())
+
+
+def test_golden_lora_layers_and_adapters_have_the_right_names() -> None:
+    path = GOLDEN / "lora_and_param_groups.json"
+    stated = json.loads(path.read_text())
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**stated["model"]["text_config"]))
+
+    assert lora.targets(model, ["all"]) == stated["find_all_linear_names_before_vision_modules"]
+    assert lora.targets(model, ["all"]) == stated["find_all_linear_names_with_vision_modules"]
+    lora.put(model, Lora(rank=stated["lora_r"], alpha=stated["lora_alpha"]))
+    shapes = {name: list(tensor.shape) for name, tensor in lora.adapter(model).items()}
+    assert shapes == {name.replace(".default.", "."): shape for name, shape in stated["lora_adapter_shapes"].items()}
+    stored = {name: torch.zeros(1) for name in stated["non_lora_trainable_keys"]}
+    assert set(llava_names.projector_tensors(stored, "non_lora_trainables.bin")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
 @needs_llama

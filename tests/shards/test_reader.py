@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +155,126 @@ def test_a_tar_that_is_not_whole_is_never_a_shorter_epoch(written: Path, tmp_pat
 
     with pytest.raises(ShardError, match=r"000000-001\.tar"):
         list(shards.open(place))
+
+
+def _flip(tar: Path, at: int) -> None:
+    data = bytearray(tar.read_bytes())
+    data[at] ^= 1
+    tar.write_bytes(data)
+
+
+def _cut(tar: Path, at: int) -> None:
+    os.truncate(tar, at)
+
+
+# Of 000000-001.tar, whose second record begins at 2560 with the header of its picture, its JSON's header at 3584.
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut at a header": (lambda tar: _cut(tar, 2560), r"000000-001\.tar: shard size: expected \d+, found 2560"),
+    "cut inside a header": (lambda tar: _cut(tar, 2760), r"000000-001\.tar: shard size: expected \d+, found 2760"),
+    "cut between members": (lambda tar: _cut(tar, 3584), r"000000-001\.tar: shard size: expected \d+, found 3584"),
+    "cut inside a picture": (lambda tar: _cut(tar, 3100), r"000000-001\.tar: shard size: expected \d+, found 3100"),
+    "a bit of a header": (lambda tar: _flip(tar, 2570), r"000000-001\.tar 000000-0000000\d: record altered: expected crc32"),
+    "a bit of a picture": (lambda tar: _flip(tar, 3100), r"000000-001\.tar 000000-0000000\d: record altered: expected crc32"),
+    "missing": (Path.unlink, r"000000-001\.tar: shard missing: expected \d+ bytes, found no such file"),
+    "a folder": (lambda tar: (tar.unlink(), tar.mkdir()), r"000000-001\.tar: shard unreadable: expected \d+ bytes, found Is a directory"),
+    "another shard": (lambda tar: shutil.copy(tar.with_name("000000-000.tar"), tar), r"000000-001\.tar: shard size"),
+    "another shard of this size": (
+        lambda tar: tar.write_bytes(tar.with_name("000000-000.tar").read_bytes()[: tar.stat().st_size]),
+        r"000000-001\.tar 000000-0000000\d: record altered",
+    ),
+    "the index of another tar": (
+        lambda tar: (shutil.copy(tar.with_name("000000-000.parquet"), tar.with_suffix(".parquet")), restated(tar.parent)),
+        r"000000-001\.tar: tar size in the index",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_the_other_shards_are_read(written: Path, tmp_path: Path, damage: str) -> None:
+    place = shutil.copytree(written, tmp_path / "place")
+    inflict, said = DAMAGE[damage]
+    inflict(place / "000000-001.tar")
+    data, whole = shards.open(place), shards.open(written)
+
+    with pytest.raises(ShardError, match=said):
+        list(data)
+    for shard, intact in zip(data.shards, whole.shards, strict=True):
+        for row in range(len(shard)):
+            with contextlib.suppress(ShardError) if shard.name == "000000-001.tar" else contextlib.nullcontext():
+                assert bytes(shard[row].image(0)) == bytes(intact[row].image(0))
+
+
+def test_a_record_is_decoded_when_it_is_asked_for(written: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(written, tmp_path / "place")
+    sample = shards.open(place)[1]
+    reindexed(place, {"members": _with_json_elsewhere(place)})
+    expected = bytes(shards.open(written)[0].image(0))
+
+    sample = shards.open(place)[0]
+
+    assert sample.key == "000000-00000000"
+    assert bytes(sample.image(0)) == expected
+    with pytest.raises(ShardError, match=r"000000-000\.tar 000000-00000000: record unreadable"):
+        _ = sample.record
+
+
+def _with_json_elsewhere(place: Path) -> list[dict[str, Any]]:
+    """The members of the first record, the last of them not where it is."""
+    members = [{"name": name, "offset": offset, "size": size} for name, offset, size in shards.open(place).shards[0].members(0)]
+    return [*members[:-1], members[-1] | {"size": 10}]
+
+
+def test_samples_outlive_their_data_set(written: Path, expected: Found) -> None:
+    with shards.open(written) as data:
+        samples = list(data)
+    del data
+    gc.collect()
+
+    assert [sample.key for sample in samples] == list(expected)
+    assert [bytes(sample.image(0)) for sample in samples] == [bytes(sample.image(0)) for sample in shards.open(written)]
+    assert [sample.record.key for sample in samples] == list(expected)
+
+
+def test_a_picture_or_map_that_is_not_there_is_an_index_error(written: Path) -> None:
+    sample = shards.open(written)[0]
+    assert (len(sample.record.images), len(sample.record.maps)) == (2, 2)
+
+    for ask, position in ((sample.image, 2), (sample.image, -1), (sample.map, 2), (sample.map, -1)):
+        with pytest.raises(IndexError):
+            ask(position)
+
+
+def test_random_access_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards.write(tmp_path, several(30), shard_bytes=4_000)
+    data = shards.open(tmp_path)
+    assert len(data.shards) == 30
+    monkeypatch.setattr("shards.reader.OPEN", 4)
+    before = len(os.listdir("/proc/self/fd"))
+
+    keys = [data[number].key for number in range(30)] + [data.get(f"000000-{number:08d}").key for number in range(30)]
+
+    assert keys == [f"000000-{number:08d}" for number in range(30)] * 2
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+    assert [sample.key for sample in data] == keys[:30]
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_many_threads_read_one_data_set(written: Path) -> None:
+    data = shards.open(written)
+    expected = [bytes(sample.image(0)) for sample in shards.open(written)]
+    numbers = [number % 7 for number in range(2000)]
+
+    def read(number: int) -> bytes:
+        if number == 3:
+            data.close()
+        return bytes(data[number].image(0))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, numbers)) == [expected[number] for number in numbers]
+
+
+def test_a_data_set_pickles(written: Path, expected: Found) -> None:
+    assert [sample.key for sample in pickle.loads(pickle.dumps(shards.open(written)))] == list(expected)
 
 
 def test_an_altered_index_is_named_before_it_is_believed(written: Path, tmp_path: Path) -> None:

@@ -119,3 +119,11 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
         command.main([name, "--help"])
 
     assert f"example:\n  python -m trainer {'tokenizer' if name == 'train' else name}" in capsys.readouterr().out
+
+
+def test_scaled_decoding_is_off_where_an_original_is_to_be_met(tiny: Callable[..., Recipe]) -> None:
+    from trainer import assembly
+
+    assert assembly.preprocess(tiny()).dct_scaling
+    assert not assembly.preprocess(tiny("compat=llava")).dct_scaling
+    assert not assembly.preprocess(tiny("loader.dct_scaling=false")).dct_scaling

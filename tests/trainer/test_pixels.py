@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -91,3 +92,44 @@ def test_a_line_of_pixels_is_refused_before_it_fills_the_memory() -> None:
     for preprocess in (processor(size=336), processor(pad=True)):
         with pytest.raises(RecordError, match="image_shape"):
             preprocess.pixels(line)
+
+
+def photo_like(width: int, height: int, **options: object) -> bytes:
+    """A JPEG with soft and hard edges."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 120 * np.sin(x / (20 + 9 * n)) * np.cos(y / (31 - 7 * n)) for n in range(3)]
+    picture = Pillow.fromarray(np.stack(waves, -1).astype(np.uint8))
+    picture.paste((250, 20, 30), (width // 3, height // 4, width // 2, height // 2))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=92, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("squash", "pad"), [(False, False), (True, False), (False, True)])
+def test_dct_scaling_changes_values_by_less_than_a_255th_on_average(squash: bool, pad: bool) -> None:
+    whole = Preprocess(size=64, mean=(0.0,) * 3, std=(1.0,) * 3, squash=squash, pad=pad)
+    data = photo_like(1100, 900)
+
+    difference = 255 * np.abs(dataclasses.replace(whole, dct_scaling=True).pixels(data) - whole.pixels(data))
+
+    assert difference.max() > 0  # it was decoded smaller
+    assert difference.mean() < 1
+    assert np.percentile(difference, 99) <= 20  # of a line where padding begins
+
+
+@pytest.mark.parametrize("size", [(191, 500), (190, 189)])
+def test_dct_scaling_leaves_alone_what_is_not_three_times_as_large(size: tuple[int, int]) -> None:
+    whole = Preprocess(size=64, mean=(0.0,) * 3, std=(1.0,) * 3, squash=False, pad=False)
+    data = photo_like(*size)
+
+    assert np.array_equal(dataclasses.replace(whole, dct_scaling=True).pixels(data), whole.pixels(data))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L"])
+def test_dct_scaling_takes_jpegs_of_every_mode_and_leaves_other_formats_alone(mode: str) -> None:
+    scaling = Preprocess(size=8, mean=(0.0,) * 3, std=(1.0,) * 3, squash=False, pad=False, dct_scaling=True)
+    stream = io.BytesIO()
+    Pillow.new(mode, (300, 200)).save(stream, "JPEG")
+
+    assert scaling.pixels(stream.getvalue()).shape == (3, 8, 8)
+    assert scaling.pixels(png(halves(300, 200))).shape == (3, 8, 8)

@@ -8,7 +8,7 @@ import pytest
 from schemas import Record, RecordError
 from schemas.record import image_part, record, region_part, text_part, turn
 from trainer import template
-from trainer.rendered import End, Picture, tokenise
+from trainer.rendered import End, Picture, Text, tokenise
 from trainer.template import SYSTEM
 from trainer.tokenizer import Tokenizer
 from trainer.tokens import marked
@@ -24,7 +24,7 @@ def shown(stored: Record, name: str = "v1") -> str:
             out += f"{{{piece.image}}}"
         elif isinstance(piece, End):
             out += "[</s>]" if piece.trained else "</s>"
-        elif piece.text:
+        elif isinstance(piece, Text) and piece.text:
             out += f"[{piece.text}]" if piece.trained else piece.text
     return out.removeprefix(SYSTEM + " ").replace("][", "")
 

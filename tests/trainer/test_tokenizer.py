@@ -136,7 +136,7 @@ def field(number: int, value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("other.json", b"{}", "expected tokenizer.json or tokenizer.model, found neither"),
+        ("other.json", b"{}", "expected tokenizer.json, tokenizer.model or a .tiktoken file, found none"),
         ("tokenizer.json", b"{", "expected JSON"),
         ("tokenizer.json", b"[]", "expected a JSON object, found list"),
         ("tokenizer.json", b'{"a": 1}', "expected a tokenizer"),

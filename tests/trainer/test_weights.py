@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from schemas import RequestError
+from trainer import tokenizer, weights
+from trainer.recipe import TokenizerChoice
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("run",)
+
+
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.bin").write_bytes(pickle.dumps({"weight": Evil()}))
+    torch.save({"weight": Evil()}, tmp_path / "b.pt")
+
+    for name in ("a.bin", "b.pt"):
+        with pytest.raises(RequestError, match="expected weights, found"):
+            weights.read(tmp_path / name)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_the_files_of_a_folder_are_one_table(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
+    save_file({"b": torch.ones(2)}, tmp_path / "model-2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+
+    assert set(weights.read(tmp_path)) == {"a", "b"}
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"expected model-2.safetensors, which model.safetensors.index.json lists"):
+        weights.read(tmp_path)
+
+
+def test_a_training_checkpoint_of_openflamingo_is_its_model(tmp_path: Path) -> None:
+    torch.save({"epoch": 1, "model_state_dict": {"module.perceiver.latents": torch.ones(1)}}, tmp_path / "checkpoint_1.pt")
+
+    assert set(weights.read(tmp_path / "checkpoint_1.pt")) == {"perceiver.latents"}
+
+
+def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 3)
+    (tmp_path / "broken.safetensors").write_bytes(b"\0" * 20)
+
+    for tensors, told in (
+        ({"weight": torch.zeros(3, 2)}, "f: expected bias and 0 more, found none"),
+        ({"weight": torch.zeros(2, 2)}, r"f: weight: expected shape \(3, 2\), found \(2, 2\)"),
+        ({"gamma": torch.zeros(2)}, "f: gamma: expected one of the model's 2 parameters"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            weights.load(layer, tensors, "f")
+    with pytest.raises(RequestError, match=r"broken.safetensors: expected weights, found"):
+        weights.read(tmp_path / "broken.safetensors")
+
+
+def test_a_tiktoken_file_is_read_as_qwen_reads_it(tmp_path: Path) -> None:
+    tokens = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b"hell", b"hello", b" hello"]
+    (tmp_path / "qwen.tiktoken").write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+
+    made = tokenizer.load(TokenizerChoice(path=str(tmp_path)))
+
+    assert made.encode("hello hello help", first=True)[0] == [259, 260, 32, 256, 108, 112]
+    assert (made.eos, made.specials["<|im_start|>"], made.specials["<|extra_0|>"], made.bos) == (261, 262, 264, None)
+    (tmp_path / "qwen.tiktoken").write_text("aGU= 0\n")
+    with pytest.raises(RequestError, match="expected every byte, and ranks from 0 without a gap"):
+        tokenizer.load(TokenizerChoice(path=str(tmp_path)))

@@ -1,0 +1,68 @@
+"""Configurations and folders of transformers, read without a network."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from schemas import RequestError
+
+
+def read(weights: str | None, table: dict[str, Any], part: str, example: str) -> Any:
+    """The configuration of a part: of its folder, or of the recipe's table. Raises RequestError where there is none or both."""
+    if weights is not None:
+        stored(weights, part)
+        if table.keys() - {"vocab_size"}:
+            raise RequestError(f"{part}: expected weights or config, found both")
+        return transformers.AutoConfig.from_pretrained(weights, local_files_only=True)
+    if "model_type" not in table:
+        raise RequestError(f'{part}: expected weights = FOLDER or config = {{model_type = "{example}", ...}}, found neither')
+    try:
+        return transformers.AutoConfig.for_model(**copy.deepcopy(table))
+    except Exception as error:  # transformers raises what it likes on a wrong value
+        raise RequestError(f"{part}.config: expected a configuration that transformers knows, found {line(error)}") from error
+
+
+def stored(weights: str, part: str) -> dict[str, Any]:
+    """The config.json of a folder of weights as it stands. Raises RequestError where there is none."""
+    path = Path(weights) / "config.json"
+    if not path.is_file():
+        raise RequestError(f"{part}.weights {weights}: expected a folder with config.json, found none")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(table, dict):
+        raise RequestError(f"{path}: expected a JSON object, found {type(table).__name__}")
+    return table
+
+
+def from_folder(kind: Any, folder: str, config: Any) -> Any:
+    """The model of this kind in the folder, float32. Raises RequestError where it does not hold one."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # a whole CLIP has a text tower that is not wanted
+    try:
+        model, found = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    except OSError as error:
+        raise RequestError(f"{folder}: expected weights, found {line(error)}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers makes them up, with no more than a warning
+        raise RequestError(f"{folder}: expected {missing[0]} and {len(missing) - 1} more, found weights of another model")
+    return model
+
+
+def line(error: Exception) -> str:
+    """An error's text in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """ " (did you mean X?)", or nothing."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
