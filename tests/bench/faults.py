@@ -309,7 +309,7 @@ def kill_a_child(pid: int) -> bool:
 
 
 def rank_killed(reader: Reader, folder: Path) -> str:
-    """The second of two, some batches after it saved its state; the first goes on to its end; then both are begun again from their states."""
+    """The second of two, some batches after it saved its state; the first goes on; then both are begun again from their states."""
     source = made(reader, WORKLOAD)
 
     def one(rank: int, again: bool) -> Run:
