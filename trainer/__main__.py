@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas import RequestError, ShardweaveError, SourceError
+from schemas import RequestError, ShardweaveError, SourceError, StoreError
+from shards import credentials
 from trainer import recipe as recipes
 from trainer.recipe import Recipe
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
+        credentials.use_endpoint(options.endpoint)
         return options.run(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: expected {error.name}, found it not installed: pip install 'shardweave[train]'", file=sys.stderr)
         return 2
-    except (RequestError, SourceError) as error:
+    except (RequestError, SourceError, StoreError) as error:
         return _refused(error, 2)
     except ShardweaveError as error:
         return _refused(error, 1)
@@ -155,6 +157,7 @@ def _command(commands: argparse._SubParsersAction, name: str, help: str, example
     plain = argparse.RawDescriptionHelpFormatter
     command = commands.add_parser(name, help=help, description=help.capitalize() + ".", epilog=example, formatter_class=plain)
     command.add_argument("--json", action="store_true", help="write the result to stdout as JSON")
+    credentials.add_endpoint(command)
     return command
 
 

@@ -108,11 +108,11 @@ def all_rows(store: Store | None) -> dict[str, Row]:
 STORE_FAULTS: dict[str, dict[str, Any]] = {
     "500, three times": {"kind": "status", "status": 500, "times": 3},
     "503, three times": {"kind": "status", "status": 503, "times": 3},
-    "reset in the body, three times": {"kind": "reset", "times": 3, "after": 5000},
-    "stall in the body": {"kind": "stall", "times": 1, "after": 5000},
-    "body ends early, three times": {"kind": "short", "times": 3, "after": 5000},
-    "a shorter body than the object, three times": {"kind": "cut", "times": 3, "after": 5000},
-    "one wrong byte": {"kind": "wrong", "times": 1, "after": 5000},
+    "reset in the body, three times": {"kind": "reset", "times": 3, "after": 1000},
+    "stall in the body": {"kind": "stall", "times": 1, "after": 1000},
+    "body ends early, three times": {"kind": "short", "times": 3, "after": 1000},
+    "a shorter body than the object, three times": {"kind": "cut", "times": 3, "after": 1000},
+    "a wrong byte, three times": {"kind": "wrong", "times": 3, "after": 1000},
 }
 
 
