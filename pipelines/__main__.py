@@ -92,7 +92,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="PLACE", help="of the data set: a directory, s3://BUCKET/PREFIX, gs://, az://")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--executor", choices=("local",), default="local", help="who runs the workers")
-    parser.add_argument("--shard-bytes", type=_bytes, default="256MiB", help="a shard is cut before it exceeds this (default: 256MiB)")
+    parser.add_argument("--shard-bytes", type=command.size, default="256MiB", help="at most so much in a shard (default: 256MiB)")
     parser.add_argument("--limit", type=_positive, help="convert only the first N items")
 
 
@@ -107,17 +107,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return int(text)
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-def _bytes(text: str) -> int:
-    number = text.rstrip("BKMGibkmgI")
-    factor = _UNITS.get(text[len(number) :].upper())
-    if factor is None or not number.isdecimal() or int(number) * factor < 1024:
-        raise argparse.ArgumentTypeError(f"expected a size of at least 1KiB such as 256MiB, found {text}")
-    return int(number) * factor
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -150,8 +139,6 @@ def _check(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     from pipelines.ingest import Plan, ingest, summary
 
-    if options.shard_bytes < 1024:
-        raise RequestError(f"--shard-bytes: expected at least 1KiB, found {options.shard_bytes}")
     plan = Plan(workers=options.workers, shard_bytes=options.shard_bytes, limit=options.limit)
     place = at(options.out)
     found = ingest(_source(options), place, plan)

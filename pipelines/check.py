@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.images import Images
 from pipelines.source import Source
 from pipelines.stores import by_stem, safe, stem
-from schemas import Reject
+from schemas import Reject, SourceError
 
 EXAMPLES = 5  # of each kind
 _BY_NAME, _AS_TWIN = 1, 2  # how a file was referred to
@@ -87,6 +87,8 @@ def check(source: Source) -> dict[str, Any]:
         for name in names:
             asked += 1
             refer(name)
+    if not records:
+        raise SourceError(f"{source.name}: expected at least one item to check, found none")
     missing, other, unreferenced = listing.missing, listing.other_suffix, list(listing.unreferenced())
     return {
         "records": records,

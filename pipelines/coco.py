@@ -39,13 +39,13 @@ import msgspec
 import numpy as np
 
 from pipelines.images import Found, Images
-from pipelines.rows import Rows, converted, decode, loosely, tables
+from pipelines.rows import Rows, converted, decode, loosely, once, tables
 from pipelines.source import Row, Sample, Tally, even, option, verify
 from schemas import Choice, Image, Map, Mask, Region, Reject, RequestError, Segment, SourceError, Turn, record
 from schemas import mask as masks
 from schemas.box import from_xywh
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 Id = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | str
 
 # The fields by which a file shows that it is of this kind, in the order in which files are read.
@@ -239,7 +239,9 @@ class Coco:
 
     def _entry(self, item: int) -> _ImageRow:
         file, row, repeats = self._plan.items[item]
-        entry = decode(self._file(file).images[int(row)], _image_row)
+        data = self._file(file).images[int(row)]
+        once(data, _ImageRow.__struct_fields__)
+        entry = decode(data, _image_row)
         if repeats:
             raise Reject("image_id_repeated", f"expected an id once in a file, found {entry.id!r} again")
         return entry
@@ -264,6 +266,7 @@ class Coco:
         if kind in self._plan.groups:
             for data in self._plan.groups[kind].of(item):
                 try:
+                    once(data, type.__struct_fields__)
                     yield converted(loosely(data), type)
                 except Reject as reject:
                     counts.note(family, reason or reject.reason)
@@ -444,6 +447,7 @@ def _grouped(kind: str, rows: Rows, items: dict[Id, int], number: int, notes: Ta
 
 
 def _image_of(data: memoryview) -> Id:
+    once(data, ("image_id",))
     try:
         return _owner.decode(data).image_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # NaN in a box is no reason to lose the image's id

@@ -53,7 +53,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from pipelines.images import Images
-from pipelines.rows import BOM, decode, decode_nan, position
+from pipelines.rows import BOM, decode, decode_nan, once, position
 from pipelines.source import Row, Sample, Tally, even, option, verify
 from pipelines.stores import Folder
 from schemas import Expression, Image, Mask, Region, Reject, RequestError, SourceError, Span, Turn, record
@@ -196,11 +196,13 @@ class Grand:
         if row.data is None:
             raise Reject("json_bytes", f"expected a scene of at most {MAX_SCENE} bytes, found a longer one")
         counts = Tally()
+        once(row.data, Scene.__struct_fields__)
         scenes, nans = decode_nan(row.data.removeprefix(BOM), _scenes)
         counts.note("mended", "json_nan", nans)
         if len(scenes) != 1:
             raise Reject("schema", f"expected one image, found {len(scenes)}: {', '.join(list(scenes)[:3])[:200]}")
         ((name, scene),) = scenes.items()
+        once(row.data, (name,))
         found = self._images.read(name)
         counts.note("mended", "other_suffix", int(found.other_suffix))
         return Sample(_record(name, scene, found.image, counts), [found.data], counts=counts)

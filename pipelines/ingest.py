@@ -6,7 +6,6 @@ one record or one reject, so read = written + rejected by construction.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -14,9 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +25,14 @@ from tqdm import tqdm
 from pipelines.inputs import inputs, options
 from pipelines.source import Row, Source, Tally
 from schemas import RecordError, Reject, RequestError, SourceError
-from shards import manifest, run
+from shards import manifest, memory, run
 from shards.finish import finish
 from shards.index import IndexBuilder
-from shards.manifest import Manifest, RejectRow, ShardInfo, Unit
+from shards.manifest import Manifest, RejectRow, ShardInfo
 from shards.place import Place, at
+from shards.processes import die_with
 from shards.scratch import scratch
+from shards.settle import Settling, gain, settling_for
 from shards.write import versions
 from shards.writer import SHARD_BYTES, UnitWriter
 
@@ -175,7 +175,7 @@ def _start(work: tuple[_Job, _Counters, Units], parent: int) -> None:
     """A worker's first act. It leaves Ctrl-C to the parent, and dies with it."""
     global _worker  # noqa: PLW0603 - what an initializer is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
+    die_with(parent)
     _worker = work
     _warm()
 
@@ -186,47 +186,27 @@ def _work() -> None:
 
 def _work_off(job: _Job, counters: _Counters, units: Units) -> None:
     """Convert units until none is left to take. While some are hashed, synced and committed, the next is written already."""
-    with ThreadPoolExecutor(_COMMITTING, "commit") as committer:
-        committing: deque[Future[None]] = deque()
+    with settling_for(job.place) as settling:
         while (taken := counters.take()) < len(units):
-            commit = _written(job, counters, *units[taken])
-            if len(committing) == _COMMITTING:
-                committing.popleft().result()
-            committing.append(committer.submit(commit))
-        for commit in committing:
-            commit.result()
-
-
-_COMMITTING = 2  # units at once: where hashing is slow, one thread for it could not keep up
-
-
-def _die_with(parent: int) -> None:
-    """A worker that outlived its killed parent would write beside the run that goes on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
+            settling.then(_written(job, counters, settling, *units[taken]))
+        settling.wait()
 
 
 def _warm() -> None:
     """What would cost time inside the first unit: pyarrow imports its slow parts when it first makes an array. And memory is kept."""
     IndexBuilder().encode([], [], 0, "")
+    gain()
     gc.freeze()  # what is imported stays: not to be looked through again whenever records have come and gone
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        for parameter, value in _MALLOC.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
+    gc.set_threshold(50_000)  # and records make no cycles
+    memory.keep()
 
 
-# glibc returns what a picture took and faults it in again for the next one: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (its maximum).
-_MALLOC = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}
-
-
-def _written(job: _Job, counters: _Counters, number: int, unit: Any) -> Callable[[], None]:
+def _written(job: _Job, counters: _Counters, settling: Settling, number: int, unit: Any) -> Callable[[], None]:
     """Write a unit's records; what is left is to commit it."""
     rejects: list[RejectRow] = []
     tally = Tally()
     progress = _Progress(counters)
-    with UnitWriter(job.folder, number, job.shard_bytes, job.place) as writer:
+    with UnitWriter(job.folder, number, job.shard_bytes, job.place, settling) as writer:
         for index, row in enumerate(job.source.rows(unit)):
             try:
                 sample = job.source.sample(row)
@@ -244,20 +224,7 @@ def _written(job: _Job, counters: _Counters, number: int, unit: Any) -> Callable
 
 def _commit(job: _Job, counters: _Counters, writer: UnitWriter, rejects: list[RejectRow], tally: Tally) -> None:
     """Finish a unit's shards, and then say that they are."""
-    shards = writer.finish()
-    written, images = sum(shard.records for shard in shards), sum(shard.images for shard in shards)
-    unit = Unit(
-        unit=writer.unit,
-        run=job.run,
-        read=written + len(rejects),
-        written=written,
-        images=images,
-        rejects=rejects,
-        dropped=_nested(tally),
-        shards=shards,
-        suffixes=sorted(writer.suffixes),
-    )
-    manifest.commit(job.place or job.folder, unit)
+    manifest.commit(job.place or job.folder, writer.result(job.run, rejects, _nested(tally)))
     counters.add(committed=1)
 
 

@@ -45,9 +45,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.source import Row, Sample, Tally, option, verify
-from pipelines.stores import MAX_BYTES, SUFFIXES, Member, TarDamage, tar_bytes, tar_members
+from pipelines.stores import MAX_BYTES, SUFFIXES, tar_bytes
 from schemas import Reject, SourceError, record
 from schemas.picture import measure
+from shards.foreign_tar import Member, TarDamage, members
 
 KEPT = ("url", "original_width", "original_height", "SAMPLE_ID", "LICENSE", "NSFW", "pwatermark", "punsafe")
 READ = ("key", "status", *KEPT, "caption", "error_message", "width", "height", "similarity", "LANGUAGE")
@@ -176,8 +177,8 @@ class Laion:
         """Every picture of every tar, as SHARD.tar/MEMBER."""
         for stem in self._stems:
             shard = Shard(stem, 0)
-            for name, _, size in _pictures(shard.tar):
-                yield f"{self._label(shard.tar)}/{name}", size
+            for member in _pictures(shard.tar):
+                yield f"{self._label(shard.tar)}/{member.name}", member.size
 
     @cached_property
     def _stems(self) -> list[Path]:
@@ -241,7 +242,7 @@ class Contents:
 
     def text(self, key: str) -> str:
         """Its .txt, empty where there is none. Raises Reject(caption)."""
-        member = self._texts.get(key, Member("", 0, 0))
+        member = self._texts.get(key, Member("", 0, 0, 0))
         try:
             return self._bytes[member.offset : member.offset + member.size].decode()
         except UnicodeDecodeError as error:
@@ -324,7 +325,7 @@ def _fields(shard: Shard, wanted: Sequence[str] = READ) -> Iterator[dict[str, An
 
 def _members(tar: Path) -> Iterator[Member]:
     try:
-        yield from tar_members(tar)
+        yield from members(tar_bytes(tar), Counter())
     except OSError as error:
         raise SourceError(f"{tar}: expected a readable tar, found {error.strerror}") from error
 

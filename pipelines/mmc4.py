@@ -51,7 +51,7 @@ import msgspec
 import numpy as np
 
 from pipelines.images import Found, Images
-from pipelines.rows import BOM, decode, decode_nan
+from pipelines.rows import BOM, decode, decode_nan, once
 from pipelines.source import Row, Sample, Tally, option, verify
 from pipelines.stores import safe
 from schemas import Part, Reject, RequestError, SourceError, record
@@ -175,6 +175,7 @@ class Mmc4:
         if line is None:
             raise Reject("line_bytes", f"expected a line of at most {MAX_LINE} bytes, found a longer one")
         counts = Tally()
+        once(line, ("text_list", "image_info", "similarity_matrix", "example", "image_map"))
         document, nans = decode_nan(line, _document)
         counts.note("mended", "json_nan", nans)
         build = self._interleaved if document.is_gpt is msgspec.UNSET else self._sequence

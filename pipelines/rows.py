@@ -14,7 +14,7 @@ import re
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,24 +168,25 @@ def _stated_once(path: Path, data: mmap.mmap | bytes) -> None:
 
 
 def once(data: Any, names: Sequence[str]) -> None:
-    """Raise Reject(repeated_field) where a row states one of these fields twice: which of the two is meant, nobody knows."""
+    """Raise Reject(repeated_field) where an object in a row states one of these fields twice: which is meant, nobody knows."""
     text = bytes(data)
     for name in names:
-        if text.count(_quoted(name)) > 1 and _times(text, name) > 1:
+        if text.count(_quoted(name)) > 1 and _repeats(text, name):
             raise Reject("repeated_field", f"expected {name} once, found it twice")
 
 
-@cache
+@lru_cache(1000)
 def _quoted(name: str) -> bytes:
     return f'"{name}"'.encode()
 
 
-def _times(text: bytes, name: str) -> int:
+def _repeats(text: bytes, name: str) -> bool:
+    found: list[bool] = []
     try:
-        pairs = json.loads(text, object_pairs_hook=list)
+        json.loads(text, object_pairs_hook=lambda pairs: found.append(sum(key == name for key, _ in pairs) > 1))
     except (ValueError, RecursionError):
-        return 0  # decoding says what is wrong
-    return sum(key == name for key, _ in pairs)
+        return False  # decoding says what is wrong
+    return any(found)
 
 
 def decode(data: Any, decoder: msgspec.json.Decoder[T]) -> T:

@@ -14,17 +14,18 @@ import os
 import posixpath
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from schemas import Reject, RequestError
+from shards.foreign_tar import TarDamage, members
 from shards.place import STORES, Place, at
 
 MAX_BYTES = 256 << 20  # of one picture
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ""))  # of what may be a picture's twin
-_BLOCK = 512  # bytes of a tar header; members are padded to it
 
 
 def safe(name: str) -> str:
@@ -57,7 +58,7 @@ class Folder:
     """A directory. Links are followed: data sets are often put together from them."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._prefix = root, f"{root}/"
         self._stems: dict[str, dict[str, str]] = {}
 
     def names(self) -> Iterator[tuple[str, int]]:
@@ -82,7 +83,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """See Store."""
         try:
-            data = _contents(f"{self.root}/{name}")
+            data = _contents(self._prefix + name)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
@@ -167,9 +168,12 @@ class Tar:
     @cached_property
     def _members(self) -> dict[str, tuple[int, int]]:
         try:
-            return {posixpath.normpath(member.name): (member.offset, member.size) for member in tar_members(self.root)}
-        except (TarDamage, OSError) as error:
-            raise RequestError(f"{self.root}: expected a whole, uncompressed tar of pictures, found {error}") from error
+            return {posixpath.normpath(member.name): (member.offset, member.size) for member in members(tar_bytes(self.root), Counter())}
+        except TarDamage as damage:
+            found = f"{damage.found} (expected {damage.expected})"
+            raise RequestError(f"{self.root}: expected a whole, uncompressed tar of pictures, found {found}") from damage
+        except OSError as error:
+            raise RequestError(f"{self.root}: expected a readable tar of pictures, found {error.strerror}") from error
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See Store."""
@@ -266,86 +270,10 @@ def _contents(path: str) -> bytes:
         os.close(descriptor)
 
 
-class Member(NamedTuple):
-    """A file in a tar: its name, and where its bytes lie."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class TarDamage(ValueError):
-    """A tar's headers end before the block of zeros that closes it."""
-
-
-def tar_members(path: Path) -> Iterator[Member]:
-    """The plain files of an uncompressed tar, in order. Raises TarDamage behind the last whole one, where other readers just stop.
-
-    Only headers are read, several times as fast as tarfile does it, which counts: img2dataset's tars have three members a record, and
-    a PAX header before each for its float mtime.
-    """
-    data, at, said = tar_bytes(path), 0, {}
-    while any(block := data[at : at + _BLOCK]):
-        if len(block) < _BLOCK:
-            break
-        if not _sound(block) or _size(block, said) < 0:
-            raise TarDamage(f"no header at byte {at} of {len(data)}")
-        kind, size, offset = block[156:157], _size(block, said), at + _BLOCK
-        name = said.get("path") or _name(block)
-        at = offset + (0 if kind in b"123456" else -(-size // _BLOCK) * _BLOCK)
-        if at > len(data):
-            raise TarDamage(f"the end of the file inside {name[-100:]!r} at byte {offset} of {len(data)}")
-        if kind in b"xXLK":
-            said |= _said(kind, data[offset : offset + size])
-            continue
-        if kind in b"0\x007" and not name.endswith(b"/"):
-            yield Member(name.decode("utf-8", "surrogateescape"), offset, size)
-        said = said if kind == b"g" else {}
-    if len(block) < _BLOCK:
-        raise TarDamage(f"the end of the file at byte {len(data)}, without the block of zeros")
-
-
 def tar_bytes(path: Path) -> mmap.mmap | bytes:
     """A tar's bytes, mapped."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
-
-
-def _sound(header: bytes) -> bool:
-    """Whether a tar header's checksum is that of its bytes."""
-    return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-
-
-def _number(field: bytes) -> int:
-    """A number in a tar header: octal, or base 256 where its first bit is set. Below 0 where it is none."""
-    if field[:1] >= b"\x80":
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
-
-
-def _size(header: bytes, said: dict[str, bytes]) -> int:
-    size = said.get("size", b"")
-    return int(size[:20]) if size.isdigit() else _number(header[124:136])
-
-
-def _name(header: bytes) -> bytes:
-    name, prefix = header[:100].split(b"\0", 1)[0], header[345:500].split(b"\0", 1)[0]
-    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
-
-
-def _said(kind: bytes, data: bytes) -> dict[str, bytes]:
-    """What a header before a member says of it: its long name (GNU), its path and size (PAX: `LENGTH KEY=VALUE\n`)."""
-    if kind == b"L":
-        return {"path": data.split(b"\0", 1)[0]}
-    if kind == b"K":
-        return {}
-    found: dict[str, bytes] = {}
-    while (length := data[:20].split(b" ", 1)[0]).isdigit() and 0 < int(length) <= len(data):
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[key.decode("utf-8", "replace")] = value
-        data = data[int(length) :]
-    return found
 
 
 def stem(name: str) -> str:

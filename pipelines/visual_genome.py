@@ -43,7 +43,7 @@ import msgspec
 import numpy as np
 
 from pipelines.images import Found, Images
-from pipelines.rows import Rows, converted, decode, loosely, rows
+from pipelines.rows import Rows, converted, decode, loosely, once, rows
 from pipelines.source import Row, Sample, Tally, even, option, verify
 from schemas import Choice, Expression, Image, Region, Reject, Relation, RequestError, SourceError, Turn, record
 from schemas.box import from_xywh
@@ -211,13 +211,18 @@ class VisualGenome:
     def _entry(self, item: int) -> tuple[int, _ImageRow]:
         """The image's id and its row of image_data, empty where it has none. Raises Reject."""
         number = int(self._plan.at[item, 0])
-        entry = _ImageRow() if number < 0 else decode(self._plan.files["image_data"][number], _image_row)
+        entry = _ImageRow() if number < 0 else self._listed(number)
         id = int(self._plan.ids[item])
         if number >= 0 and entry.image_id is None and entry.id is None:
             raise Reject("schema", "expected image_id or id, found neither")
         if item in self._plan.repeats:
             raise Reject("image_id_repeated", f"expected an id once in image_data, found {id} again")
         return id, entry
+
+    def _listed(self, number: int) -> _ImageRow:
+        row = self._plan.files["image_data"][number]
+        once(row, _ImageRow.__struct_fields__)
+        return decode(row, _image_row)
 
     def _wanted(self, item: int) -> list[str]:
         try:
@@ -385,6 +390,7 @@ def _attributes(names: list[str], attributes: list[Any]) -> str | None:
 
 def _things(row: memoryview, name: str) -> list[Any]:
     """The list of this name in a row, [] where it is absent or null. Raises Reject."""
+    once(row, (name,))
     value = loosely(row)
     things = value.get(name) if isinstance(value, dict) else value
     if things is not None and (things is value or not isinstance(things, list)):

@@ -1,5 +1,6 @@
 """The record of format 1, its parts, its validation, and the error tree. Imports nothing of ours."""
 
+from schemas import interrupt  # isort: skip - the first of all imports: Ctrl-C is minded from here on
 from schemas.errors import RecordError, Reject, RequestError, ShardError, ShardweaveError, SourceError, StoreError
 from schemas.record import (
     Choice,
@@ -37,5 +38,6 @@ __all__ = [
     "Span",
     "StoreError",
     "Turn",
+    "interrupt",
     "validate",
 ]

@@ -7,7 +7,9 @@ pycocotools see it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,14 @@ class MaskRefused(ValueError):
 
 
 def runs(mask: Mask) -> np.ndarray:
-    """Run lengths, int64 (n,), zeros first. Raises MaskRefused where they do not fill height x width exactly."""
-    height, width = _size(mask.size)
+    """Run lengths, int64 (n,), zeros first; not to be written to. Raises MaskRefused where they do not fill height x width exactly."""
+    return _runs(*_size(mask.size), mask.counts)
+
+
+@lru_cache(256)  # the masks of an image, each of which is looked at by its source and by `validate`
+def _runs(height: int, width: int, counts: str) -> np.ndarray:
     try:
-        text = np.frombuffer(mask.counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+        text = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError as error:
         raise MaskRefused("mask_runs", "expected ASCII run lengths, found other characters") from error
     if not len(text) or text.min() < 0 or text.max() > 63 or text[-1] & 0x20:
@@ -40,6 +46,7 @@ def runs(mask: Mask) -> np.ndarray:
     pixels = height * width
     if lengths.min() < 0 or lengths.max() > pixels or lengths.sum() != pixels:  # the maximum first: a sum can wrap around
         raise MaskRefused("mask_runs", f"expected runs of {pixels} pixels, found {len(lengths)} runs of another sum")
+    lengths.flags.writeable = False
     return lengths
 
 
@@ -63,12 +70,12 @@ def from_bitmap(bitmap_HW: np.ndarray) -> Mask:
 def from_polygons(polygons: Sequence[Sequence[float]], width: int, height: int) -> Mask:
     """The union of polygons [x0, y0, x1, y1, ...] in pixels, rasterised as COCO does."""
     for polygon in polygons:
-        values = np.asarray(polygon, np.float64)
-        if values.ndim != 1 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+        values = list(map(float, polygon))
+        if len(values) < 6 or len(values) % 2 or not all(map(math.isfinite, values)):
             raise MaskRefused("mask_polygon", f"expected at least 3 finite points, found {len(values)} numbers")
         # The C rasteriser allocates by edge length: bound it by the image before it sees the numbers.
-        if np.abs(values).max() > 4 * max(width, height):
-            raise MaskRefused("mask_polygon", f"expected points near a {width} x {height} image, found {np.abs(values).max():g}")
+        if (furthest := max(map(abs, values))) > 4 * max(width, height):
+            raise MaskRefused("mask_polygon", f"expected points near a {width} x {height} image, found {furthest:g}")
     if not polygons:
         raise MaskRefused("mask_polygon", "expected at least one polygon, found none")
     return _mask(coco.merge(coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)))

@@ -6,6 +6,7 @@ for sample in data: sample.record, sample.image(0)
 shards.write("places/mine", items)        one from any iterator of (record, pictures, maps)
 """
 
+import schemas  # isort: skip  # noqa: F401 - minds Ctrl-C while the others are imported
 from shards.reader import Sample, Shard, Shards, open
 from shards.write import write
 

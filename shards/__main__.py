@@ -1,4 +1,4 @@
-"""python -m shards check | show | stats | stream | index | sidecars PLACE"""
+"""python -m shards check | show | stats | view | stream | index | sidecars PLACE"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from shards.check import Report, check, first
 from shards.show import show
 from shards.sidecars import READERS, sidecars
 from shards.stats import stats, table
+from shards.view import command as view
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--key", help="the record with this key, UUUUUU-RRRRRRRR")
     which.add_argument("--at", type=int, metavar="N", help="the record of this number, from 0 (default: a random one)")
     _command(commands, "stats", _stats, "distributions, per source and per reject reason", "python -m shards stats out/coco --json")
+    one = _command(commands, "view", view.run, "the browser page, or a report that stands alone", "python -m shards view out/coco")
+    view.add_arguments(one)
     one = _command(commands, "stream", _stream, "how fast its records come", "python -m shards stream out/coco --batch-size 64 --workers 4")
     _stream_options(one)
     one = _command(
@@ -124,7 +127,7 @@ def _stream(options: argparse.Namespace) -> int:
         names = ("batch_size", "workers", "seconds", "step", "decode", "window", "resampled", "seed")
         found = throughput.measure(data, **{name: getattr(options, name) for name in names})
     command.emit(found._asdict(), options.json, lambda: throughput.table(found))
-    return 0
+    return 1 if found.bad_records else 0
 
 
 def _index(options: argparse.Namespace) -> int:

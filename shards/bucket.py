@@ -234,7 +234,7 @@ def _not_forked(what: str) -> None:
     if _process[0] != os.getpid():
         raise StoreError(
             f"{what}: expected a spawned process, found one forked from a process that has used object storage:"
-            " its client does not live on in it (multiprocessing: the start method spawn or forkserver)"
+            " its client does not live on in it (start it by spawn or forkserver; DataLoader: multiprocessing_context='forkserver')"
         )
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from schemas import ShardError, ShardweaveError
+from schemas import RequestError, ShardweaveError, SourceError, StoreError, interrupt
 from shards import credentials
 
 
@@ -30,12 +30,13 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
     """The exit status of a command whose errors have been told in one line each."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        interrupt.leave()
         credentials.use_endpoint(getattr(arguments, "endpoint", None))
         return command(arguments)
-    except ShardError as error:
-        return tell(str(error), 1)
-    except ShardweaveError as error:
+    except (RequestError, SourceError, StoreError) as error:
         return tell(str(error), 2)
+    except ShardweaveError as error:
+        return tell(str(error), 1)
     except KeyboardInterrupt:
         return tell("interrupted: what is done is kept, the same command goes on", 130)
     except BrokenPipeError:

@@ -13,15 +13,12 @@ the tar's own key is meta.id. The same tars give the same bytes, whatever the nu
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import io
 import itertools
 import mmap
 import multiprocessing
 import os
-import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,11 +35,12 @@ import xxhash
 from isal import isal_zlib
 
 from schemas import Record, RecordError, Reject, RequestError, ShardError, validate
-from shards import foreign_tar, layouts, manifest, rejects
+from shards import durable, foreign_tar, layouts, manifest, rejects
 from shards.foreign_tar import Tar, TarDamage, TarSample
 from shards.index import IndexBuilder, entry
 from shards.manifest import Manifest, RejectRow, ShardInfo
 from shards.place import Place, at
+from shards.processes import die_with
 from shards.sink import Buffer
 from shards.write import versions
 
@@ -81,12 +79,21 @@ def index(place: str | Path, *, layout: str = AUTO, workers: int = 1, progress: 
         raise RequestError(f"{found.url}: expected tars to index, found none")
     names = [name for name, _ in tars]
     layout = _detected(found, names) if layout == AUTO else _known(layout)
+    if found.folder is not None:
+        _tidy(found.folder)
     done: list[_Done] = []
     for (_, size), one in zip(tars, _all(found, names, layout, workers), strict=True):
         done.append(one)
         if progress:
             progress(size)
     return _finish(found, layout, done)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a killed indexing was writing aside."""
+    durable.remove_leftovers(folder / manifest.INDEXED)
+    for path in folder.glob(f".{manifest.MANIFEST}.*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _free(place: Place) -> None:
@@ -138,18 +145,10 @@ def _all(place: Place, names: Sequence[str], layout: str, workers: int) -> Itera
         return
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(workers, len(names)), mp_context=spawn, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(min(workers, len(names)), mp_context=spawn, initializer=die_with, initargs=(os.getpid(),)) as pool:
             yield from pool.map(_one, *zip(*((place, name, number, layout) for number, name in enumerate(names)), strict=True))
     except BrokenProcessPool as error:
         raise RequestError(f"{place.url}: expected {workers} workers to live, found one killed: give fewer --workers") from error
-
-
-def _die_with(parent: int) -> None:
-    """A worker does not outlive its killed parent."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 @dataclass

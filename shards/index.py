@@ -142,7 +142,9 @@ class Texts(Sequence[str]):
         return str(self._letters[self._bounds[row] : self._bounds[row + 1]], "utf-8")
 
 
-_READ = ["key", "offset", "length", "crc32", "members", "images.list.element.width"]  # what reading records takes
+_PLACES = ["members.list.element.offset", "members.list.element.size"]
+_READ = ["key", "offset", "length", "crc32", *_PLACES, "images.list.element.width"]  # what reading records takes
+_NAMES = ["members.list.element.name"]
 
 
 @dataclass(slots=True)
@@ -158,7 +160,6 @@ class Index:
     lengths: memoryview[int]
     crc32: memoryview[int]
     first_member: memoryview[int]
-    member_names: Texts
     member_offsets: memoryview[int]
     member_sizes: memoryview[int]
     first_image: memoryview[int]
@@ -166,6 +167,17 @@ class Index:
     tar_sha256: str
     file: tuple[str, Buffer]  # its name and bytes
     _table: pa.Table | None = None
+    _names: Texts | None = None
+
+    @property
+    def member_names(self) -> Texts:
+        """Of all members, read when first asked for: pictures are found by position. Raises ShardError."""
+        if self._names is None:
+            names = Texts(_combined(_table(*self.file, columns=_NAMES), "members").values.field("name"))
+            if len(names) != len(self.member_offsets):
+                raise ShardError(self.file[0], None, "index columns", f"{len(self.member_offsets)} member names", len(names))
+            self._names = names
+        return self._names
 
     @property
     def table(self) -> pa.Table:
@@ -192,7 +204,7 @@ def decode(name: str, data: Buffer, sha256: str) -> Index:
     except (KeyError, ValueError) as error:
         raise ShardError(name, None, "index metadata", "tar_bytes and tar_sha256", dict(metadata)) from error
     members = _combined(table, "members")
-    flat = members.flatten()
+    flat = members.values
     index = Index(
         PurePath(name).stem + ".tar",
         Texts(_combined(table, "key")),
@@ -200,7 +212,6 @@ def decode(name: str, data: Buffer, sha256: str) -> Index:
         _column(_combined(table, "length"), "q"),
         _column(_combined(table, "crc32"), "I"),
         _bounds(members),
-        Texts(flat.field("name")),
         _column(flat.field("offset"), "q"),
         _column(flat.field("size"), "q"),
         _bounds(_combined(table, "images")),
@@ -223,7 +234,8 @@ def _table(name: str, data: Buffer, columns: list[str] | None) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(name, None, "index unreadable", "a parquet index", str(error)[:200]) from error
     values = [table[column] for column in table.column_names if column != "source_id"]
-    values += [*_combined(table, "members").flatten().flatten(), *_combined(table, "images").flatten().flatten()[:4]]
+    for column in {"members", "images"}.intersection(table.column_names):
+        values += _combined(table, column).values.flatten()[:4]  # of an image, the similarity may be missing
     if any(column.null_count for column in values):
         raise ShardError(name, None, "index columns", "no nulls", "nulls")
     return table
@@ -263,5 +275,6 @@ def _sound(name: str, index: Index) -> None:
 
 
 def _combined(table: pa.Table, column: str) -> Any:
-    combined = table[column].combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+    """In one piece, which it is already as a rule: pyarrow would copy it."""
+    chunks = table[column]
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()

@@ -9,11 +9,12 @@ clients of object storage do not live on in it.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from itertools import accumulate, pairwise
@@ -89,6 +90,22 @@ class Shard:
             stop.check()
         _ = self.index
         self.tar.open(stop)
+
+    def ask(self) -> None:
+        """Have the disk read the index of a local shard: of several, each would wait for its own."""
+        if self.place.folder is not None:
+            with contextlib.suppress(OSError):  # told where it is opened
+                descriptor = os.open(self.place.folder / self._index_name, os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
+
+    def soon(self, rows: Sequence[int]) -> None:
+        """Have the disk read what these rows take, all at once; a remote shard's come when they are asked for. Raises as `shard[row]`."""
+        if self.place.folder is not None:
+            found = self.index
+            self.tar.soon((found.offsets[row], found.lengths[row]) for row in rows)
 
     def close(self) -> None:
         """Let go of map and index. Samples stay good, and the shard opens again when it is used."""
@@ -208,6 +225,11 @@ class Shards:
     def __len__(self) -> int:
         return self._first[-1]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Records of each shard, by its name."""
+        return {shard.name: len(shard) for shard in self.shards}
+
     def __getitem__(self, number: int) -> Sample:
         """The record of this number, counted over all shards; negative counts from the end. Raises IndexError."""
         number = number + len(self) if number < 0 else number
@@ -264,8 +286,11 @@ class Shards:
         """
         if self._ahead is None or self._ahead.process != os.getpid():
             self._ahead = _Ahead()
-        for number in numbers:
-            self._ahead.add(self.shards[number])
+        wanted = [shard for shard in map(self.shards.__getitem__, numbers) if not shard.is_open]
+        for shard in wanted:
+            shard.ask()
+        for shard in wanted:
+            self._ahead.add(shard)
 
 
 class _Ahead:

@@ -56,9 +56,17 @@ class Tar:
         return self._map().view
 
     def open(self, stop: Stop | None = None) -> None:
-        """Bring what `read` will need: map the file, the disk reading ahead; download it into the cache. CancelledError after `stop`."""
+        """Bring what `read` will need: map the file; download it into the cache. CancelledError after `stop`."""
         if not self.is_open:
-            _advised(self._map(stop).view, mmap.MADV_WILLNEED)
+            self._map(stop)
+
+    def soon(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Have the disk read these (offset, length) of a local file. Raises ShardError where it is not there."""
+        mapped = self._map().view.obj if self.place.folder is not None else None
+        if isinstance(mapped, mmap.mmap):
+            for offset, length in spans:
+                start = offset - offset % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[None]:
@@ -78,7 +86,7 @@ class Tar:
         if self._mapped is None and (self._by_range or (self.place.folder is None and self.coming and not self._map_cached())):
             self._fetched.bytes_read += length
             return read_piece(self.place, self.info, offset, length)
-        return self._map().view[offset : offset + length]
+        return self._whole(self._map().view)[offset : offset + length]
 
     def read_all(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         """Bytes that hold each (offset, length), with the offset at which they begin: fetched ahead, or the whole map."""
@@ -89,7 +97,7 @@ class Tar:
                 yield offset, data
         else:
             view = _advised(self._map().view, mmap.MADV_SEQUENTIAL)
-            yield from ((0, view) for _ in spans)
+            yield from ((0, self._whole(view)) for _ in spans)
 
     def renew(self, data: memoryview) -> bool:
         """Whether it is worth to read these bytes again, which were found damaged.
@@ -104,6 +112,13 @@ class Tar:
         self._cache.drop(self.info, mapped.file)
         self._mapped, self._verified = None, True
         return True
+
+    def _whole(self, view: memoryview) -> memoryview:
+        """The same view, unless its file was cut meanwhile: reading behind its end would kill the process (SIGBUS)."""
+        size = view.obj.size() if isinstance(view.obj, mmap.mmap) else len(view)
+        if size < len(view):
+            raise ShardError(self.info.name, None, "shard size", self.info.bytes, f"{size}, cut while it was read")
+        return view
 
     @property
     def _by_range(self) -> bool:

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from shards import memory
+
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds that threads get to finish what they do
 
 
 class Pool:
-    """`workers` threads; with none, work is done when it is submitted."""
+    """`workers` threads; with none, work is done when it is submitted. Freed memory is kept from then on (shards.memory)."""
 
     def __init__(self, workers: int, name: str) -> None:
+        memory.keep()
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._threads = [start(self._run, f"{name}-{number}") for number in range(workers)]
 

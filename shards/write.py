@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 from schemas import Record, RecordError, RequestError
 from shards import manifest, run
 from shards.finish import finish
-from shards.manifest import Manifest, RejectRow, Unit
+from shards.manifest import Manifest, RejectRow
 from shards.place import Place, at
 from shards.scratch import scratch
+from shards.settle import settling_for
 from shards.sink import Buffer
 from shards.writer import SHARD_BYTES, UnitWriter
 
@@ -38,16 +40,19 @@ def write(place: str | Path | Place, items: Iterable[Item], *, source: str = "re
     """
     target = at(place)
     content: dict[str, Any] = {"source": source, "options": {"shard_bytes": shard_bytes}, "inputs": [], "versions": versions()}
-    with run.claimed(target, content) as name, scratch(target) as folder:
+    with run.claimed(target, content) as name, scratch(target) as folder, settling_for(target) as settling:
         if run.finished(target):
             raise RequestError(f"{target.url}: expected a free place, found a finished data set")
         _clear(target)
-        units = []
-        for number, part in enumerate(_parts(items)):
-            with UnitWriter(folder, number, shard_bytes, target) as writer:
-                units.append(_unit(writer, name, part, source))
-            manifest.commit(target, units[-1])
-        return finish(target, content, units)
+        units = 0
+        for part in _parts(items):
+            with UnitWriter(folder, units, shard_bytes, target, settling) as writer:
+                rejects = _written(writer, part, source)
+            settling.then(partial(_commit, target, writer, name, rejects))
+            units += 1
+        settling.wait()
+        committed = manifest.committed(target)
+        return finish(target, content, [committed[number] for number in range(units)])
 
 
 def _clear(place: Place) -> None:
@@ -67,16 +72,18 @@ def _parts(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
         yield itertools.chain([first], itertools.islice(rest, UNIT - 1))
 
 
-def _unit(writer: UnitWriter, name: str, items: Iterator[Item], source: str) -> Unit:
+def _written(writer: UnitWriter, items: Iterator[Item], source: str) -> list[RejectRow]:
+    """Write a unit's records: those that were none."""
     rejects: list[RejectRow] = []
-    number, read = writer.unit, 0
+    number = writer.unit
     for row, (record, files, maps) in enumerate(items):
-        read = row + 1
         try:
             writer.add(row, record, files, maps)
         except RecordError as error:
             rejects.append(manifest.reject(source, number * UNIT + row, f"{number:06d}-{row:08d}", error))
-    shards = writer.close()
-    images = sum(shard.images for shard in shards)
-    written = sum(shard.records for shard in shards)
-    return Unit(number, name, read, written, images, rejects, {}, shards, sorted(writer.suffixes))
+    writer.seal()
+    return rejects
+
+
+def _commit(target: Place, writer: UnitWriter, run: str, rejects: list[RejectRow]) -> None:
+    manifest.commit(target, writer.result(run, rejects, {}))

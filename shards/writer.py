@@ -19,8 +19,9 @@ from schemas.record import encode
 from schemas.validate import map_name
 from shards import durable, ustar
 from shards.index import IndexBuilder, entry
-from shards.manifest import ShardInfo
+from shards.manifest import RejectRow, ShardInfo, Unit
 from shards.place import Place
+from shards.settle import Settled, Settling
 from shards.sink import Buffer, Sink
 from shards.upload import Uploads
 
@@ -33,9 +34,17 @@ _MAP_MODES = {"L8": (b"\x08\x00", b"\x08\x03"), "L16": (b"\x10\x00",), "RGB24": 
 class UnitWriter:
     """Writes the records of one unit. Use as a context manager: left by an error, nothing of the open shard stays."""
 
-    def __init__(self, folder: Path, unit: int, shard_bytes: int = SHARD_BYTES, place: Place | None = None) -> None:
-        """folder: where the shards are written; place: object storage that they go to from there."""
+    def __init__(
+        self,
+        folder: Path,
+        unit: int,
+        shard_bytes: int = SHARD_BYTES,
+        place: Place | None = None,
+        settling: Settling | None = None,
+    ) -> None:
+        """folder: where the shards are written; place: object storage that they go to from there; settling: what syncs and hashes them."""
         self.folder, self.unit, self.shard_bytes = folder, unit, shard_bytes
+        self._settling = settling or Settling(1)
         self._uploads = Uploads(place) if place is not None and place.folder is None else None
         self.shards: list[ShardInfo] = []
         self.suffixes: set[str] = set()
@@ -74,19 +83,25 @@ class UnitWriter:
     def seal(self) -> None:
         """No record comes any more; `finish` is left to do, in any thread, so that neither hash nor disk need be waited for."""
         if self._open is not None:
-            self._open.seal()
+            self._open.seal(self._settling)
             self._sealed.append(self._open)
             self._open = None
 
     def finish(self) -> list[ShardInfo]:
         """All shards of the unit, in order, synced and under their names, on object storage where they go there."""
-        self._finish_sealed()
+        try:
+            self._finish_sealed(0)
+        except BaseException:
+            for shard in self._sealed:
+                shard.discard()
+            raise
         if self._uploads is not None:
             self._uploads.wait()
         return self.shards
 
-    def _finish_sealed(self) -> None:
-        while self._sealed:
+    def _finish_sealed(self, most: int) -> None:
+        """Finish, in order, what is settled by now, and what is more than so many."""
+        while self._sealed and (len(self._sealed) > most or self._sealed[0].settled()):
             shard = self._sealed.pop(0)
             self.shards.append(shard.finish())
             if self._uploads is not None:
@@ -95,12 +110,19 @@ class UnitWriter:
     def close(self) -> list[ShardInfo]:
         """Seal and finish: all shards of the unit, in order."""
         self.seal()
+        self._settling.hurry()
         return self.finish()
+
+    def result(self, run: str, rejects: list[RejectRow], dropped: dict[str, dict[str, int]]) -> Unit:
+        """Finish: what is to be committed. rejects: the unit's items that became no record."""
+        shards = self.finish()
+        written, images = sum(shard.records for shard in shards), sum(shard.images for shard in shards)
+        return Unit(self.unit, run, written + len(rejects), written, images, rejects, dropped, shards, sorted(self.suffixes))
 
     def _shard_with_room(self, size: int) -> _Shard:
         if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
-            self._finish_sealed()  # the part before this one, which was hashed while this one was written
             self.seal()
+            self._finish_sealed(self._settling.together)
         if self._open is None:
             part = len(self.shards) + len(self._sealed)
             if part == _MAX_PARTS:
@@ -178,6 +200,7 @@ class _Shard:
         self.images = 0
         self._file = os.open(durable.aside(self.tar), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._sink, self._index = Sink(self._file), IndexBuilder()
+        self._settled: Settled | None = None
 
     def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: Sequence[Buffer], size: int) -> None:
         buffers, places = _laid_out(members, self.size)
@@ -189,13 +212,19 @@ class _Shard:
         self.images += len(pictures)
         self.size += size
 
-    def seal(self) -> None:
+    def seal(self, settling: Settling) -> None:
+        """No record comes any more: written to its end, it is given to be synced and hashed."""
+        self.size += len(ustar.END)
         try:
             self._sink.write([ustar.END])
             self._sink.flush()
+            self._settled = settling.put(self._file, self.size)
         except OSError as error:
             raise self._named(error) from error
-        self.size += len(ustar.END)
+
+    def settled(self) -> bool:
+        """Whether `finish` has nothing to wait for."""
+        return self._settled is not None and self._settled.done()
 
     def finish(self) -> ShardInfo:
         """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index. Nothing stays if it fails."""
@@ -211,18 +240,17 @@ class _Shard:
         return ShardInfo(self.name + ".tar", len(self._index.entries), self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
 
     def discard(self) -> None:
-        self._sink.stop()
         with contextlib.suppress(OSError):  # nothing here may hide why it is discarded
             durable.aside(self.tar).unlink(missing_ok=True)
             os.close(self._file)
 
     def _synced(self) -> str:
+        """Its sha256, when it is on the disk."""
+        assert self._settled is not None
         try:
-            sha256 = self._sink.wait()
-            os.fsync(self._file)
+            return self._settled.wait()
         except OSError as error:
             raise self._named(error) from error
-        return sha256
 
     def _named(self, error: OSError) -> OSError:
         """Errors of the descriptor say which file it is."""

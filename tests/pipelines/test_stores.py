@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import stores
-from pipelines.stores import Member, TarDamage, open_store, safe, tar_members
+from pipelines.stores import open_store, safe
 from schemas import Reject, RequestError
 
 FILES = {"coco/a.jpg": b"aaaa", "coco/b.png": b"bb", "coco/b.json": b"{}", "c.gif": b"c", "coco/deep/d.jpg": b"dddd" * 400}
@@ -146,8 +145,8 @@ def test_what_is_no_store_is_a_wrong_request(tmp_path: Path) -> None:
         ("x.rar", r"expected a directory, \.zip or \.tar of pictures, found a \.rar file"),
         ("gone", r"expected a directory, \.zip or \.tar of pictures, found nothing"),
         ("x.zip", "expected a zip of pictures, found File is not a zip file"),
-        ("x.tar", "expected a whole, uncompressed tar of pictures, found no header at byte 0 of 1200"),
-        ("gz.tar", "expected a whole, uncompressed tar of pictures, found no header at byte 0"),
+        ("x.tar", r"expected a whole, uncompressed tar of pictures, found .*\(expected a tar header at byte 0\)"),
+        ("gz.tar", "expected a whole, uncompressed tar of pictures, found gzip"),
     ):
         with pytest.raises(RequestError, match=message):
             list(open_store(tmp_path / name).names())
@@ -172,81 +171,6 @@ def test_a_cut_tar_is_said_not_read_as_a_shorter_one(tmp_path: Path) -> None:
 
     with pytest.raises(RequestError, match=r"store\.tar: expected a whole, uncompressed tar of pictures, found the end of the file"):
         open_store(path).read("coco/a.jpg")
-
-
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_tar_members_are_those_of_tarfile(tmp_path: Path, format: int) -> None:
-    long = "d" * 90 + "/" + "e" * 60 + ".jpg"
-    names = ["a.jpg", long, "./b.jpg", *([] if format == tarfile.USTAR_FORMAT else ["ä" * 120 + ".jpg"])]
-    with tarfile.open(tmp_path / "x.tar", "w", format=format) as archive:
-        for number, name in enumerate(names):
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = number * 300, 1.5 if format == tarfile.PAX_FORMAT else 1
-            archive.addfile(info, io.BytesIO(b"x" * info.size))
-            link = tarfile.TarInfo(f"link{number}")
-            link.type, link.linkname = tarfile.SYMTYPE, name[:90]
-            archive.addfile(link)
-
-    with tarfile.open(tmp_path / "x.tar") as archive:
-        expected = [Member(member.name, member.offset_data, member.size) for member in archive if member.isreg()]
-    assert list(tar_members(tmp_path / "x.tar")) == expected
-    assert [member.name for member in expected] == names
-
-
-def test_a_size_in_base_256_is_read(tmp_path: Path) -> None:
-    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
-    header[124:136] = b"\x80" + (3).to_bytes(11, "big")
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    (tmp_path / "x.tar").write_bytes(header + b"xyz".ljust(512, b"\0") + bytes(1024))
-
-    assert list(tar_members(tmp_path / "x.tar")) == [Member("a.jpg", 512, 3)]
-
-
-def test_wherever_a_tar_is_cut_its_whole_members_come_first_and_the_damage_is_said(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "store", tarfile.USTAR_FORMAT, "")
-    whole, members = path.read_bytes(), list(tar_members(path))
-    end = members[-1].offset + 2048  # the last member is 1600 bytes
-
-    for size in (0, 100, 512, 1024, 1100, members[2].offset, members[2].offset + 1, end - 1, end):
-        path.write_bytes(whole[:size])
-        found, walk = [], tar_members(path)
-        with pytest.raises(TarDamage):
-            found.extend(walk)
-        assert _so_far(path) == [member for member in members if member.offset + -(-member.size // 512) * 512 <= size]
-
-
-def _so_far(path: Path) -> list[Member]:
-    found: list[Member] = []
-    try:
-        for member in tar_members(path):
-            found.append(member)
-    except TarDamage:
-        return found
-    raise AssertionError("expected damage")
-
-
-def test_a_bit_flipped_in_a_header_is_said(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "store", tarfile.USTAR_FORMAT, "")
-    second = [member.offset for member in tar_members(path)][1] - 512
-    data = bytearray(path.read_bytes())
-
-    for place in (0, 126, 150, 156, 300):
-        flipped = data.copy()
-        flipped[second + place] ^= 4
-        path.write_bytes(flipped)
-        assert len(_so_far(path)) == 1
-
-
-@pytest.mark.parametrize("pax", [b"99999999999999999999999 path=x\n", b"x", b"0 a=b\n", struct.pack("512s", b"12 path=abc\n")])
-def test_a_strange_pax_header_does_no_harm(tmp_path: Path, pax: bytes) -> None:
-    extra = tarfile.TarInfo("pax")
-    extra.type, extra.size = tarfile.XHDTYPE, len(pax)
-    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
-        archive.addfile(extra, io.BytesIO(pax))
-        archive.addfile(tarfile.TarInfo("a.jpg"))
-
-    assert [member.name for member in tar_members(tmp_path / "x.tar")] == ["abc" if b"=abc" in pax else "a.jpg"]
 
 
 def test_reading_a_folder_costs_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,3 +69,40 @@ def test_the_error_travels_to_another_process() -> None:
 
     assert type(again) is BudgetError
     assert str(again) == str(error)
+
+
+MISSING = ShardError("000000-001.tar", None, "shard missing", "20480 bytes", "no such file")
+SIZES = {"000000-000.tar": 960, "000000-001.tar": 30, "000000-002.tar": 10}
+
+
+def test_a_lost_shard_is_told_once_and_is_no_run_of_bad_records(caplog: pytest.LogCaptureFixture) -> None:
+    budget = Budget(rate=0.03, run=2, last=100, where="captions", shards=SIZES)
+
+    for _ in range(30):
+        budget.bad(MISSING)
+    budget.bad(ALTERED)
+
+    assert (budget.read, budget.skipped, budget.lost) == (31, 31, {"000000-001.tar"})
+    assert [entry.getMessage().split(": ")[1] for entry in caplog.records] == ["lost 30 records", "skipped"]
+
+
+def test_lost_shards_are_fatal_when_they_hold_more_than_the_rate_of_the_source() -> None:
+    budget = Budget(rate=0.03, where="captions", shards=SIZES)
+    budget.bad(MISSING)
+
+    for _ in range(2):  # whoever goes on all the same is told again
+        with pytest.raises(BudgetError) as told:
+            budget.bad(ShardError("000000-002.parquet", None, "index altered", "sha256 a", "b"))
+        assert str(told.value) == (
+            "captions: lost shards: expected at most 3.000% of 1,000 records, found 40 in 2, the last: "
+            "000000-002.parquet: index altered: expected sha256 a, found b"
+        )
+
+
+def test_a_shard_of_another_source_is_a_bad_record_like_any_other() -> None:
+    budget = Budget(run=2, shards=SIZES)
+    other = ShardError("/data/9.tar", None, "tar damaged", "5 samples", "2")
+    budget.bad(other)
+
+    with pytest.raises(BudgetError, match="expected fewer than 2 in a row, found 2"):
+        budget.bad(other)

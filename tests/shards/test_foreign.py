@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -309,3 +311,33 @@ def test_tars_in_a_bucket_are_indexed_read_and_given_sidecars(
 def _cut(bucket: str) -> str:
     at(bucket).write("00000.tar", at(bucket).read("00000.tar")[:3000])
     return bucket
+
+
+DIES = """
+import os, signal, sys
+from shards import durable, foreign
+
+real = durable.publish
+
+def publish(path):
+    if path.name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(path)
+
+durable.publish = publish
+foreign.index(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("last", ["00001.parquet", "rejects.parquet", "manifest.json"])
+def test_an_indexing_that_was_killed_is_done_again_to_the_same_bytes(last: str, tmp_path: Path) -> None:
+    place, once = img2dataset(tmp_path / "place", [2, 3]), tmp_path / "once"
+    shutil.copytree(place, once)
+    foreign.index(once)
+    killed = subprocess.run([sys.executable, "-c", DIES, place, last], capture_output=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (place / "manifest.json").exists()
+    with pytest.raises(RequestError, match="expected a finished data set, found no manifest"):
+        shards.open(place)
+    foreign.index(place)
+    assert files(place) == files(once)  # and nothing that was half written is left

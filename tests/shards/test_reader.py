@@ -157,6 +157,17 @@ def test_a_tar_that_is_not_whole_is_never_a_shorter_epoch(written: Path, tmp_pat
         list(shards.open(place))
 
 
+def test_a_tar_that_is_cut_while_it_is_mapped_is_an_error_and_does_not_kill_the_process(written: Path, tmp_path: Path) -> None:
+    data = shards.open(shutil.copytree(written, tmp_path / "place"))
+    shard = data.shards[1]
+    assert shard[0].record
+    os.truncate(tmp_path / "place" / shard.name, 512)
+
+    for read in (lambda: shard[len(shard) - 1], lambda: list(shard)):
+        with pytest.raises(ShardError, match=r"000000-001\.tar: shard size: expected \d+, found 512, cut while it was read"):
+            read()
+
+
 def _flip(tar: Path, at: int) -> None:
     data = bytearray(tar.read_bytes())
     data[at] ^= 1
@@ -320,7 +331,7 @@ def test_an_index_that_points_elsewhere_is_a_shard_error(written: Path, tmp_path
     reindexed(place, change)
 
     with pytest.raises(ShardError, match=r"000000-000\.parquet: index"):
-        shards.open(place)[0]
+        shards.open(place)[0].member("names are read when they are asked for")
 
 
 @pytest.mark.parametrize(

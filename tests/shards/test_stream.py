@@ -185,33 +185,60 @@ def test_a_damaged_record_is_named_with_shard_and_key(copied: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("what", ["missing", "cut", "index"])
-def test_a_damaged_shard_leaves_holes_until_the_budget_is_gone(forty: Path, copied: Path, what: str) -> None:
-    tar, index = copied / "000000-002.tar", copied / "000000-002.parquet"
+def test_a_damaged_shard_is_named_once_and_leaves_holes(forty: Path, copied: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    hurt(copied, what)
+    gone = set(shards.open(forty).shards[2].index.keys)
+    budget = Budget(rate=0.2, run=2, where="copy", shards=shards.open(forty).sizes)
+
+    found = keys(copied, 10, budget=budget)
+
+    assert found == [[key for key in batch if key not in gone] for batch in keys(forty, 10)]
+    assert budget.lost == {"000000-002.tar"}
+    assert budget.skipped == 2 * len(gone)  # in two epochs
+    (line,) = (entry.getMessage() for entry in caplog.records if "lost" in entry.getMessage())
+    assert line.startswith(f"copy: lost {len(gone)} records: 000000-002.")
+
+
+@pytest.mark.parametrize("what", ["missing", "cut", "index"])
+def test_a_damaged_shard_that_is_much_of_the_place_ends_the_reading(copied: Path, what: str) -> None:
+    hurt(copied, what)
+
+    with pytest.raises(
+        BudgetError, match=r"copy: lost shards: expected at most 1.000% of 40 records, found \d in 1, the last: 000000-002\."
+    ):
+        keys(copied, 10)
+    assert not threads()
+
+
+def hurt(place: Path, what: str) -> None:
+    """The third shard, as a whole."""
+    tar, index = place / "000000-002.tar", place / "000000-002.parquet"
     if what == "missing":
         tar.unlink()
     elif what == "cut":
         os.truncate(tar, 10_240)
     else:
         index.write_bytes(index.read_bytes()[:-1])
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_lost_and_kills_nobody(forty: Path, copied: Path) -> None:
     gone = set(shards.open(forty).shards[2].index.keys)
+    with shards.open(copied) as data:
+        stream = Stream(data, order_of(data), batch=8, workers=0, budget=Budget(rate=0.2, shards=data.sizes))
+        batches = ([sample.key for sample in batch] for batch in stream)
+        before = list(itertools.islice(batches, 5))
+        os.truncate(copied / "000000-002.tar", 0)
+        after = list(itertools.islice(batches, 5))
 
-    budget = Budget(rate=0.01, run=32)
-
-    found = keys(copied, 10, budget=budget)
-
-    sound = [[key for key in batch if key not in gone] for batch in keys(forty, 10)]
-    assert [[key for key in batch if key not in gone] for batch in found] == sound
-    assert 80 - len(flat(found)) == budget.skipped >= 5  # of a shard that was cut, what lies before the cut may still be read
-    with pytest.raises(BudgetError, match=r"copy 000000-002.tar row \d: bad records: expected at most 10 of 1,000 .*, found 11 of "):
-        keys(copied, 100, budget=Budget(last=1000, where="copy"))
-    assert not threads()
+    assert before == keys(forty, 5)
+    assert after == [[key for key in batch if key not in gone] for batch in keys(forty, 10)[5:]]
 
 
 def test_a_place_without_its_shards_ends_at_once(copied: Path) -> None:
     for tar in copied.glob("*.tar"):
         tar.unlink()
 
-    with pytest.raises(BudgetError, match="expected fewer than 32 in a row, found 32"):
+    with pytest.raises(BudgetError, match=r"lost shards: expected at most 1.000% of 40 records, found"):
         keys(copied, 100)
 
 
@@ -356,8 +383,21 @@ def test_damage_over_the_budget_is_status_1(copied: Path) -> None:
     done = run(str(copied))
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "in a row" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith(f"error: {copied}: lost shards: expected at most 1.000% of 40 records, found ")
+
+
+def test_the_command_goes_on_without_a_shard_that_is_little_of_the_place_and_ends_with_1(tmp_path: Path) -> None:
+    whole = shards.write(tmp_path / "whole", several(100))
+    made = shards.write(tmp_path / "place", several(101), shard_bytes=whole.shards[0].bytes)
+    assert [shard.records for shard in made.shards] == [100, 1]
+    (tmp_path / "place" / "000000-001.tar").unlink()
+
+    done = run(str(tmp_path / "place"), "--seconds", "0.2", "--json")
+
+    assert done.returncode == 1
+    assert f"{tmp_path}/place: lost 1 records: 000000-001.tar: shard missing: expected " in done.stderr
+    found = json.loads(done.stdout)
+    assert 0 < found["bad_records"] <= found["samples"] // 50
 
 
 def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_a_unit_that_ends_in_an_error_leaves_nothing_but_whole_shards(tmp_path: 
     with pytest.raises(OSError, match="no more"):
         broken()
 
-    assert names(tmp_path) == ["000000-000.parquet", "000000-000.tar"]
+    whole = [f"000000-00{part}.{suffix}" for part in (0, 1) for suffix in ("parquet", "tar")]
+    assert names(tmp_path) in (whole[:2], whole)  # the first, and the second if it was settled by then
 
 
 def test_an_index_that_can_not_be_written_is_what_is_told(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_a_finished_data_set_is_not_written_over(tmp_path: Path) -> None:
 
 def test_a_write_that_failed_may_be_made_again_with_other_records(tmp_path: Path) -> None:
     def failing() -> Iterator[Item]:
-        yield from several(6)
+        yield from several(40)
         raise Reject("upstream", "gone")
 
     with pytest.raises(Reject):
