@@ -29,6 +29,7 @@ from tests import ceph
 
 MARK = ".shardweave-demo"  # what is in a folder that may be deleted
 REJECTS = "0.3"  # a demo plants more broken inputs than a data set has: 0.05 is the default
+BEGINS = 0.8  # of the loss with a blank picture
 SHOWN = {"coco": 0, "visual_genome": 1, "mmc4": 1, "laion": 0, "llava": 18, "grand": 1}  # a record worth a look
 
 
@@ -95,10 +96,13 @@ def tell(out: Path, shelf: str) -> None:
         trained = train(places, out)
     if places["coco"].startswith("s3://"):
         print(_streamed(places["coco"]))
+    with clock.step("reports"):
+        report(trees, places, trained, out / "reports")
     _print_summary(out, places, manifests, trained, clock, time.monotonic() - began)
-    if not trained.looks:
-        expected = f"at most {training.CLEARLY:g} of the loss with a blank picture"
-        raise DemoError(f"the model does not look at its pictures: expected {expected}, found {_looking(trained)}")
+    for model in trained:
+        if not model.looks:
+            expected = f"at most {training.CLEARLY:g} of the loss with a blank picture"
+            raise DemoError(f"{model.family.name} does not look at its pictures: expected {expected}, found {_looking(model)}")
 
 
 def plant(folder: Path) -> dict[str, Tree]:
@@ -154,17 +158,34 @@ def _way(tree: Tree, place: str) -> Source:
     return Source("\n".join(shown), manifest)
 
 
-def train(places: dict[str, str], out: Path) -> Trained:
-    """Step 3: a tokenizer, what is trained on, and the training."""
-    print(_heading(3, "from shards to a model that looks"))
+def train(places: dict[str, str], out: Path) -> list[Trained]:
+    """Step 3: a tokenizer, what is trained on, and a model of each family, both at once."""
+    print(_heading(3, "from shards to models that look"))
     made = training.tokenizer(places, out / "tokenizer")
     print(made.shown())
     print("  What a model sees of a record; what it is trained on stands between ⟦ and ⟧:")
-    print(training.tokens("llava", places["llava"], out / "tokenizer").shown(lines=4), flush=True)
-    command, trained = training.train(places, out / "tokenizer", out / "run")
-    told = trained.told
-    print(command.shown(text=f"→ {told['steps']} steps in {told['seconds']:.0f} s; {_looking(trained)}"))
-    return trained
+    for family in training.FAMILIES:
+        print(training.tokens(family, places, out / "tokenizer").shown(lines=7), flush=True)
+    with ThreadPoolExecutor(max_workers=len(training.FAMILIES)) as pool:
+        runs = [pool.submit(training.train, family, places, out / "tokenizer", out / family.run) for family in training.FAMILIES]
+        done = [run.result() for run in runs]
+    for command, trained in done:
+        told = trained.told
+        print(command.shown(text=f"→ {told['steps']} steps in {told['seconds']:.0f} s; {_looking(trained)}"))
+    return [trained for _, trained in done]
+
+
+def report(trees: dict[str, Tree], places: dict[str, str], trained: list[Trained], folder: Path) -> None:
+    """A page of each source that stands alone: its records, its rejects and what stood there, its numbers, the run."""
+    folder.mkdir()
+
+    def write(name: str) -> None:
+        run = next(model.run for model in trained if name in model.family.sources)
+        options = ("--export", folder / f"{name}.html", "--run", run, "--upstream", trees[name].folder)
+        Command("shards", "view", places[name], *options)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(write, places))
 
 
 def _fresh(out: Path) -> None:
@@ -205,31 +226,35 @@ def _streamed(place: str) -> str:
 
 
 def _print_summary(
-    out: Path, places: dict[str, str], manifests: dict[str, dict[str, Any]], trained: Trained, clock: Clock, seconds: float
+    out: Path, places: dict[str, str], manifests: dict[str, dict[str, Any]], trained: list[Trained], clock: Clock, seconds: float
 ) -> None:
     print(_heading(4, "what happened"))
     print("\n".join(_table(manifests)))
-    last = len(trained.log) - 1
-    told = trained.told["blank"]
+    models = "\n".join(_model(model) for model in trained)
     print(f"""
   Every count above is what was planted, for every reason; every picture in the shards was decoded again.
 
-  The model took {len(trained.log)} steps over {len(manifests)} sources. Its loss per trained token, from the first step to the last:
-
-    {trained.mean(0):.2f} {trained.curve()} {trained.mean(last):.2f}
-
-  Does it look? The {told["records"]} records with pictures, once with their own and once with a blank one:
-
-    right picture  {_bar(trained.picture, trained.blank)} {trained.picture:.3f}
-    blank picture  {_bar(trained.blank, trained.blank)} {trained.blank:.3f}   {_verdict(trained)}
-
+  Two models learned them by heart. The loss per trained token, from the first step to the last; and does it look?
+  The records with pictures again, once with their own and once with a blank one:
+{models}
   {", ".join(f"{name} {spent:.0f} s" for name, spent in clock.seconds.items())}; {seconds:.0f} s in all.
 
   Look next at
+    {_short(out / "reports")}/             a page of each source for the browser: records, rejects, numbers, the run
     {_short(out / "upstream")}/            six data sets as their makers lay them out; the broken files are among them
-    {_short(out / "run")}/                 log.jsonl, the recipe as it was run, the trained weights
+    {_short(out / "llava")}/ {_short(out / "flamingo")}/     log.jsonl, the recipe as it was run, the trained weights
 {_shards_to_look_at(places)}
 """)
+
+
+def _model(trained: Trained) -> str:
+    last, told = len(trained.log) - 1, trained.told["blank"]
+    return f"""
+    {trained.family.name}, {len(trained.log)} steps over {", ".join(trained.family.sources)}
+      {trained.mean(0):.2f} {trained.curve()} {trained.mean(last):.2f}
+      right picture  {_bar(trained.picture, trained.blank)} {trained.picture:.3f}
+      blank picture  {_bar(trained.blank, trained.blank)} {trained.blank:.3f}   {_verdict(trained)} ({told["records"]} records)
+"""
 
 
 def _shards_to_look_at(places: dict[str, str]) -> str:
@@ -282,7 +307,9 @@ def _bar(value: float, most: float, width: int = 40) -> str:
 
 
 def _verdict(trained: Trained) -> str:
-    return "It looks." if trained.looks else "It hardly looks."
+    if trained.looks:
+        return "It looks."
+    return "It begins to look." if trained.picture <= BEGINS * trained.blank else "It hardly looks."
 
 
 def _heading(number: int, title: str) -> str:

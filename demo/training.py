@@ -1,4 +1,4 @@
-"""Training: a tokenizer from the shards' texts, a small model on the mixture of all six, and whether it looks at the pictures."""
+"""Training: a tokenizer from the texts of the shards, a small model of each family, and whether it looks at its pictures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,41 @@ from typing import Any
 
 from demo.run import Command
 
-STEPS = 200
 RATE = 2e-3  # a small model learns a hundred records by heart: haste is no harm
-BATCH = 4  # records of each source in a step
 CLEARLY = 0.5  # the loss with the right picture is at most this share of that with a blank one
 BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is trained of it, and on what."""
+
+    name: str
+    recipe: str
+    run: str  # the folder
+    sources: tuple[str, ...]
+    shown: tuple[str, ...]  # of these the first record
+    settings: tuple[str, ...] = ()
+
+
+LLAVA = Family(
+    "LLaVA",
+    "tiny-demo",
+    "llava",
+    ("llava", "visual_genome", "coco", "grand"),
+    ("llava",),
+    ("template=v1", "max_tokens=256", "steps=200", f"optimizer.lr={RATE:g}"),
+)
+FLAMINGO = Family("Flamingo", "demo/flamingo.toml", "flamingo", ("mmc4", "laion"), ("mmc4", "laion"))
+FAMILIES = (LLAVA, FLAMINGO)
+BATCH = 4  # records of each source in a step
 
 
 @dataclass(frozen=True)
 class Trained:
     """What came of it. Losses are means per trained token; `first` and `last` over the sources of a step."""
 
+    family: Family
     told: dict[str, Any]  # by `trainer train --json`
     log: list[dict[str, Any]]
     run: Path
@@ -51,7 +75,7 @@ class Trained:
     def curve(self, width: int = 40) -> str:
         """The loss over the run, as a row of bars."""
         means = [self.mean(step) for step in range(len(self.log))]
-        size = max(1, len(means) // width)
+        size = -(-len(means) // width)
         cells = [sum(means[at : at + size]) / len(means[at : at + size]) for at in range(0, len(means), size)]
         return "".join(BARS[min(7, int(8 * cell / max(cells)))] for cell in cells)
 
@@ -61,20 +85,21 @@ def tokenizer(places: dict[str, str], out: Path) -> Command:
     return Command("trainer", "tokenizer", "--from", *places.values(), "--vocab", "1000", "--out", out)
 
 
-def tokens(source: str, place: str, vocabulary: Path) -> Command:
-    """What the model sees of a source's first record, and, between ⟦ and ⟧, what it is trained on."""
-    return Command("trainer", "tokens", "tiny-demo", "--source", f"{source}={place}", *_settings(vocabulary), "--records", "1")
+def tokens(family: Family, places: dict[str, str], vocabulary: Path) -> Command:
+    """What the model sees of the first record of a source or two, and, between ⟦ and ⟧, what it is trained on."""
+    sources = [word for name in family.shown for word in ("--source", f"{name}={places[name]}")]
+    return Command("trainer", "tokens", family.recipe, *sources, *_settings(family, vocabulary), "--records", "1")
 
 
-def train(places: dict[str, str], vocabulary: Path, run: Path) -> tuple[Command, Trained]:
-    """Train the shipped recipe on all the places, and compare right with blank pictures on all their records."""
-    sources = [word for name, place in places.items() for word in ("--source", f"{name}={place}")]
-    batches = [word for name in places for word in ("--set", f"sources.{name}.batch_size={BATCH}")]
-    settings = [*_settings(vocabulary), "--set", f"steps={STEPS}", "--set", f"optimizer.lr={RATE:g}", *batches]
-    command = Command("trainer", "train", "tiny-demo", *sources, *settings, "--blank", "100", "--json", "--out", run)
+def train(family: Family, places: dict[str, str], vocabulary: Path, run: Path) -> tuple[Command, Trained]:
+    """Train the family's recipe on its sources, and compare right with blank pictures on all their records."""
+    sources = [word for name in family.sources for word in ("--source", f"{name}={places[name]}")]
+    batches = [word for name in family.sources for word in ("--set", f"sources.{name}.batch_size={BATCH}")]
+    settings = [*_settings(family, vocabulary), *batches]
+    command = Command("trainer", "train", family.recipe, *sources, *settings, "--blank", "100", "--json", "--out", run)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return command, Trained(command.json(), log, run)
+    return command, Trained(family, command.json(), log, run)
 
 
-def _settings(vocabulary: Path) -> list[str]:
-    return ["--set", f"tokenizer.path={vocabulary}", "--set", "template=v1", "--set", "max_tokens=256"]
+def _settings(family: Family, vocabulary: Path) -> list[str]:
+    return [word for setting in (f"tokenizer.path={vocabulary}", *family.settings) for word in ("--set", setting)]

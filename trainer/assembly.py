@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer import examples, model, sources, tokenizer, tower
+from trainer import examples, held_out, model, sources, tokenizer, tower
 from trainer.examples import Examples
+from trainer.held_out import HeldOut
 from trainer.mixture import Mixture
 from trainer.model import Model
 from trainer.pixels import Preprocess
@@ -28,6 +29,7 @@ class Assembly:
     mixture: Mixture
     examples: Examples
     model: Model
+    held_out: tuple[HeldOut, ...] = ()
 
 
 def assemble(recipe: Recipe, rank: int = 0, ranks: int = 1) -> Assembly:
@@ -37,6 +39,7 @@ def assemble(recipe: Recipe, rank: int = 0, ranks: int = 1) -> Assembly:
     words = tokenizer.load(recipe.tokenizer)
     data = sources.open_sources(recipe, rank, ranks)
     mixture = sources.mixture(recipe, data)
+    measured = held_out.opened(recipe, recipe.held_out.sources, words, recipe.held_out.records)
     pictures = preprocess(recipe)
     built = model.build(recipe, words.size, words.specials)
     built.fit(Rendered(ids=[IMAGE], labels=[0], spans=[(0, 0)], images=[0]))  # measures what a picture takes before an engine has the model
@@ -47,6 +50,7 @@ def assemble(recipe: Recipe, rank: int = 0, ranks: int = 1) -> Assembly:
         mixture=mixture,
         examples=examples.of_recipe(recipe, words, pictures, built.fit),
         model=built,
+        held_out=tuple(measured),
     )
 
 

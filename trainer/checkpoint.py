@@ -6,8 +6,8 @@
       recipe.toml
     RUN/checkpoints/.step-00000500.part  one that was being written or deleted when the run was killed
 
-Written aside by rank 0 (by all ranks, under engines that share the weights out), synced, renamed. There is no random state: dropout is
-seeded anew in each step by (seed, step, rank).
+With float16 also scale.json, its loss scale. The files are the same under every engine: tensors whole, by name. Written aside by rank 0,
+synced, renamed. There is no random state: dropout is seeded anew in each step by (seed, step, rank).
 """
 
 from __future__ import annotations
@@ -51,15 +51,7 @@ def save(run: Path, state: State, recipe: Recipe, engine: Engine) -> None:
     """Write a checkpoint and remove the oldest ones, `recipe.checkpoint.keep` stay. Called by all ranks; back when it is there."""
     final = run / FOLDER / name(state.step)
     aside = final.with_name(f".{final.name}.part")
-    if engine.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    engine.barrier()
-    try:
-        engine.save(aside)
-    except (OSError, SafetensorError) as error:  # a full disk
-        raise RequestError(f"{aside}: expected to write a checkpoint, found {error}") from error
-    engine.barrier()
+    _write(aside, engine)
     if engine.rank == 0:
         state.files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
         (aside / RECIPE).write_text(recipes.as_toml(recipe), encoding="utf-8")
@@ -72,6 +64,16 @@ def save(run: Path, state: State, recipe: Recipe, engine: Engine) -> None:
         for old in found(run)[: -recipe.checkpoint.keep]:
             _remove(old)
     engine.barrier()
+
+
+def trial(run: Path, engine: Engine) -> None:
+    """Write a checkpoint, read it back and remove it, so that nobody learns after a day that it can not be done. Called by all ranks."""
+    aside = run / FOLDER / ".trial.part"
+    _write(aside, engine)
+    load(aside, engine)
+    engine.barrier()
+    if engine.rank == 0:
+        shutil.rmtree(aside)
 
 
 def found(run: Path) -> list[Path]:
@@ -135,6 +137,18 @@ def newest(recipe: Recipe, *, resume: bool) -> Path | None:
 def versions() -> dict[str, str]:
     """Of what decides how a checkpoint is read and what a step computes."""
     return {package: version(package) for package in ("torch", "transformers", "safetensors")}
+
+
+def _write(aside: Path, engine: Engine) -> None:
+    try:
+        if engine.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        engine.barrier()
+        engine.save(aside)
+    except (OSError, SafetensorError) as error:  # a full disk
+        raise RequestError(f"{aside}: expected to write a checkpoint, found {error}") from error
+    engine.barrier()
 
 
 def _damaged(checkpoint: Path, file: str, expected: object, found: object) -> ShardError:

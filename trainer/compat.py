@@ -94,7 +94,7 @@ def _mask(labels: list[int], prompt: str, tokenizer: Tokenizer, has_image: bool)
             break
         length = len(_tokenise(turns, tokenizer, has_image=has_image).ids)
         context = len(_tokenise(halves[0] + _ANSWER, tokenizer, has_image=has_image).ids) - 2
-        if number:  # "USER" is one token after </s> and two at the start of a text, in this vocabulary
+        if number and tokenizer.prefix:  # "USER" is one token after </s> and two at the start of a text, in this vocabulary
             length, context = length - 1, context - 1
         _ignore(labels, at, at + context)
         at += length

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from schemas import RequestError
+from trainer import origins
 
 
 def read(weights: str | None, table: dict[str, Any], part: str, example: str) -> Any:
@@ -22,7 +23,10 @@ def read(weights: str | None, table: dict[str, Any], part: str, example: str) ->
         stored(weights, part)
         if table.keys() - {"vocab_size"}:
             raise RequestError(f"{part}: expected weights or config, found both")
-        return transformers.AutoConfig.from_pretrained(weights, local_files_only=True)
+        try:
+            return transformers.AutoConfig.from_pretrained(weights, local_files_only=True)
+        except (ValueError, OSError) as error:
+            raise RequestError(f"{part}.weights {weights}: expected a model that transformers knows, found {line(error)}") from error
     if "model_type" not in table:
         raise RequestError(f'{part}: expected weights = FOLDER or config = {{model_type = "{example}", ...}}, found neither')
     try:
@@ -35,7 +39,7 @@ def stored(weights: str, part: str) -> dict[str, Any]:
     """The config.json of a folder of weights as it stands. Raises RequestError where there is none."""
     path = Path(weights) / "config.json"
     if not path.is_file():
-        raise RequestError(f"{part}.weights {weights}: expected a folder with config.json, found none")
+        raise RequestError(f"{part}.weights {weights}: expected a folder with config.json, found none{origins.told(weights)}")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -66,3 +70,17 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """ " (did you mean X?)", or nothing."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+_NO_SHAPE = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "auto_map")
+
+
+def as_table(config: Any, part: str) -> dict[str, Any]:
+    """A configuration as the table of a recipe that `read` makes the same one from. Raises RequestError where there is none."""
+    table = {"model_type": config.model_type, **config.to_diff_dict()}
+    table = {key: value for key, value in table.items() if value is not None and key not in _NO_SHAPE}
+    again = transformers.AutoConfig.for_model(**copy.deepcopy(table)).to_dict()
+    differs = [key for key, value in config.to_dict().items() if key not in _NO_SHAPE and again.get(key) != value]
+    if differs:  # TOML has no null
+        raise RequestError(f"{part}.config: expected one that a recipe can hold, found {differs[0]} = {getattr(config, differs[0], None)}")
+    return table

@@ -88,7 +88,7 @@ class _Stepwise(IterableDataset):
     def _loader(self, make: Make, finish: Callable[[dict[str, list[Any]]], Any]) -> Loader[Any]:
         """Threads read ahead in the process itself; a DataLoader worker is ahead already."""
         worker, chosen = get_worker_info(), self.recipe.loader
-        feed = Feed(mixture=self.mixture, data=self.data, make=make, finish=finish, budgets=sources.budgets(self.recipe))
+        feed = Feed(mixture=self.mixture, data=self.data, make=make, finish=finish, budgets=sources.budgets(self.recipe, self.data))
         return Loader(
             feed,
             self._begin[0],

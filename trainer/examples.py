@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from schemas import Turn
+import numpy as np
+
+from schemas import Record, RecordError, Turn
 from trainer import lots, render
 from trainer.batch import Example
-from trainer.pixels import Preprocess
+from trainer.pixels import Pixels, Preprocess
 from trainer.recipe import Recipe
 from trainer.render import Renderer
 from trainer.rendered import Rendered
@@ -26,8 +28,9 @@ def example(
     *,
     coin: float = 1.0,
     fit: Fit | None = None,
+    mirror: bool = False,
 ) -> Example:
-    """The sample as the model sees it; `turns` are the record's own where none are given.
+    """The sample as the model sees it; `turns` are the record's own where none are given; mirror: all its pictures, left to right.
 
     Raises RecordError where the template has no place for the record or a picture does not decode, LeftOut where the source's rules leave
     it out.
@@ -36,6 +39,7 @@ def example(
     rendered = render(record, record.turns if turns is None else turns, coin)
     rendered = fit(rendered) if fit else rendered
     pixels = {index: preprocess.pixels(sample.image(index)) for index in dict.fromkeys(rendered.images)}
+    pixels = {index: _mirrored(pixels_CHW) for index, pixels_CHW in pixels.items()} if mirror else pixels
     return Example(rendered=rendered, pixels=[pixels[index] for index in rendered.images])
 
 
@@ -47,15 +51,30 @@ class Examples:
     renderers: Mapping[str, Renderer]  # by source
     preprocess: Preprocess
     fit: Fit | None = None
+    flips: Mapping[str, float] = field(default_factory=dict)  # by source: how often all pictures of a record are mirrored
 
     def __call__(self, source: str, draw: int, sample: Sample) -> Example:
         """The choice among a record's turns, and whatever else is left to chance, are the draw's. Raises as `example`."""
         turns = lots.turns(self.seed, source, draw, sample.record)
         coin = lots.number(self.seed, source, draw, "keep")
-        return example(sample, self.renderers[source], self.preprocess, turns, coin=coin, fit=self.fit)
+        mirror = self._flip(source, draw, sample.record)
+        return example(sample, self.renderers[source], self.preprocess, turns, coin=coin, fit=self.fit, mirror=mirror)
+
+    def _flip(self, source: str, draw: int, record: Record) -> bool:
+        """One coin for all pictures of the record, as OpenFlamingo throws it. Raises RecordError where that would move regions or maps."""
+        share = self.flips.get(source, 0.0)
+        if share and (record.regions or record.maps):
+            found = f"{len(record.regions)} regions and {len(record.maps)} maps"
+            raise RecordError("flip", f"expected nothing that a mirrored picture would move, found {found}")
+        return lots.number(self.seed, source, draw, "flip") < share
 
 
 def of_recipe(recipe: Recipe, tokenizer: Tokenizer, preprocess: Preprocess, fit: Fit | None = None) -> Examples:
     """As the recipe renders its sources."""
     renderers = {source.name: render.renderer(recipe, tokenizer, source) for source in recipe.sources}
-    return Examples(seed=recipe.seed, renderers=renderers, preprocess=preprocess, fit=fit)
+    flips = {source.name: source.flip for source in recipe.sources}
+    return Examples(seed=recipe.seed, renderers=renderers, preprocess=preprocess, fit=fit, flips=flips)
+
+
+def _mirrored(pixels_CHW: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels_CHW[:, :, ::-1])

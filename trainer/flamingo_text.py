@@ -52,6 +52,17 @@ def render(record: Record, turns: Sequence[Turn], source: Source, tokenizer: Tok
     return with_tokens(out, tokenizer)
 
 
+def prompt(record: Record, turns: Sequence[Turn]) -> Iterator[Piece]:
+    """What an answer goes on from: a document whose last chunk is open, or a conversation up to the last question's answer."""
+    if any(turn.role != "text" for turn in turns):
+        yield from _conversation(record, turns, reply=True)
+        return
+    shown = [part.image for part in _parts(turns) if part.image is not None]
+    chunks = _chunks(_parts(turns), shown, turns)
+    closed = list(_interleaved(chunks))[:-1]
+    yield from closed[:-1] if chunks[-1].picture is not None else closed
+
+
 def with_tokens(out: Rendered, tokenizer: Tokenizer) -> Rendered:
     """The same with the token <image> where a picture is: in Flamingo no picture fills a position."""
     picture = tokenizer.special(IMAGE_TOKEN)
@@ -106,7 +117,7 @@ def _caption(record: Record, turns: Sequence[Turn]) -> Iterator[Piece]:
     yield End(trained)
 
 
-def _conversation(record: Record, turns: Sequence[Turn]) -> Iterator[Piece]:
+def _conversation(record: Record, turns: Sequence[Turn], *, reply: bool = False) -> Iterator[Piece]:
     """OpenFlamingo's prompt for questions, open_flamingo/eval/models/open_flamingo.py: a question and an answer are a chunk."""
     system, spoken = conversation(record, turns, "")
     yield Text(f"{system} " if system else "")
@@ -120,7 +131,8 @@ def _conversation(record: Record, turns: Sequence[Turn]) -> Iterator[Piece]:
         else:
             yield Text(turn.text().strip(), trained)
             yield Token(END_OF_CHUNK, trained)
-    yield End(False)
+    if not reply:
+        yield End(False)
 
 
 def _keep(record: Record, out: Rendered, source: Source, pictures: int, coin: float, *, last: bool) -> None:

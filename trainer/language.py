@@ -1,7 +1,7 @@
-"""The causal language model, from a folder or new.
+"""The causal language model, from a folder, a file, or new.
 
 A folder is one of transformers' own; or Qwen's, the first (read as Qwen2); or a LLaVA, original or of transformers, of which the
-language model is taken.
+language model is taken. A LLaMA may also be a GGUF file.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from torch import nn
 
 from schemas import RequestError
 from trainer import config as configs
-from trainer import llava_names, qwen1, weights
+from trainer import gguf, gguf_llama, llava_names, packaged, qwen1, weights
 from trainer.recipe import LanguageModel
 
 
 def build(choice: LanguageModel, vocabulary: int) -> Any:
     """The language model of a recipe, float32; ids of its tokenizer are below `vocabulary`. Raises RequestError."""
+    if choice.weights is not None and choice.weights.endswith(".gguf"):
+        if choice.config:
+            raise RequestError("language: expected weights or config, found both")
+        return gguf_llama.build(packaged.path(choice.weights))
     if choice.weights is not None:
         stored = configs.stored(choice.weights, "language")
         if qwen1.is_qwen1(stored):
@@ -33,6 +37,17 @@ def build(choice: LanguageModel, vocabulary: int) -> Any:
         return causal.from_config(config) if choice.weights is None else configs.from_folder(causal, choice.weights, config)
     except ValueError as error:
         raise RequestError(f"language: expected a causal language model, found {str(error).splitlines()[0]}") from error
+
+
+def shape(choice: LanguageModel) -> Any:
+    """The configuration of what `weights` holds, of which nothing else is read. Raises RequestError."""
+    place = choice.weights or ""
+    if place.endswith(".gguf"):
+        return gguf_llama.config(gguf.read(packaged.path(place)))
+    stored = configs.stored(place, "language")
+    if qwen1.is_qwen1(stored):
+        return qwen1.as_config(stored)
+    return llava_names.language_config(stored) if llava_names.is_llava(stored) else configs.read(place, choice.config, "language", "llama")
 
 
 def fits(language: Any, vocabulary: int) -> Any:

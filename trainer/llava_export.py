@@ -48,8 +48,9 @@ def _check(model: LlavaModel, recipe: Recipe) -> None:
     where = "export: expected what LlavaForConditionalGeneration has,"
     if recipe.projector.kind == "linear":
         raise RequestError(f"{where} a projector of two layers, found projector.kind = linear")
-    if isinstance(model.vision, tower.OpenClipTower) or recipe.vision.post_norm:
-        raise RequestError(f"{where} a tower of transformers before its last norm, found vision.open_clip or vision.post_norm")
+    if not hasattr(model.vision, "config") or recipe.vision.post_norm:
+        found = "vision.post_norm" if recipe.vision.post_norm else type(model.vision).__name__
+        raise RequestError(f"{where} a tower of transformers before its last norm, found {found}")
     if not hasattr(model.language, "model") or not hasattr(model.language, "lm_head"):
         raise RequestError(f"{where} a language model of LLaMA's layout, found {type(model.language).__name__}")
 
@@ -64,8 +65,15 @@ def _with_row(tensors: Tensors, image_id: int) -> Tensors:
     return tensors
 
 
+def text_config(model: LlavaModel) -> dict[str, Any]:
+    """The language model's, as old and new transformers read it: these look for the angles of positions in different places."""
+    text = cast(Any, model.language).config.to_dict()
+    rope = text.get("rope_parameters") or {}
+    return {**text, "rope_theta": rope["rope_theta"]} if "rope_theta" in rope else text
+
+
 def _config(model: LlavaModel, recipe: Recipe, image_id: int, rows: int) -> dict[str, Any]:
-    text, vision = (cast(Any, part).config.to_dict() for part in (model.language, model.vision))
+    text, vision = text_config(model), cast(Any, model.vision).config.to_dict()
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -78,7 +86,7 @@ def _config(model: LlavaModel, recipe: Recipe, image_id: int, rows: int) -> dict
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "text_config": {**text, "vocab_size": rows},
         "vision_config": vision,
-        "dtype": "float32",
+        "dtype": str(next(model.language.parameters()).dtype).removeprefix("torch."),
     }
 
 

@@ -25,11 +25,11 @@ import xxhash
 from schemas import RecordError, ShardError, ShardweaveError
 from shards import Shards, threads
 from shards.budget import Budget
-from trainer.mixture import Mixture, Position, Share
+from shards.windows import OpenWindow
+from trainer.mixture import Mixture, Planned, Position, Share
 from trainer.rendered import LeftOut
 from trainer.sources import Data, Sample
 from trainer.webdataset_source import WebdatasetSource
-from trainer.windows import Windows
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -77,10 +77,8 @@ class _Made(NamedTuple):
 class _Coming:
     """A step that is being read."""
 
-    number: int
-    position: Position
+    planned: Planned
     futures: dict[str, list[Future[_Made]]]
-    first: dict[str, int]  # the lowest draw of each source
 
 
 class _End:
@@ -121,7 +119,7 @@ class Loader(Generic[U]):
         self.feed, self.rank, self.ranks, self.timeout = feed, rank, ranks, timeout
         orders = {source.name: source.order for source in feed.mixture.sources}
         places = {name: data for name, data in feed.data.items() if isinstance(data, Shards)}
-        self._windows = {name: Windows(data, orders[name], rank, ranks) for name, data in places.items()}
+        self._windows = {name: OpenWindow(data, orders[name], rank, ranks) for name, data in places.items()}
         self._plans = self._planned(position, stop, every, first)
         self._pool = threads.Pool(workers, "loader")
         self._ready: queue.SimpleQueue[Step[U] | BaseException | type[_End]] = queue.SimpleQueue()
@@ -206,22 +204,23 @@ class Loader(Generic[U]):
             if coming:
                 yield self._finished(coming.popleft())
 
-    def _planned(self, position: Position, stop: int | None, every: int, first: int) -> Iterator[tuple[int, Position, dict[str, Share]]]:
+    def _planned(self, position: Position, stop: int | None, every: int, first: int) -> Iterator[tuple[Planned, dict[str, Share]]]:
         begin = position.step
         while stop is None or position.step < stop:
             planned = self.feed.mixture.step(position)
             if (position.step - begin) % every == first:
-                yield position.step, planned.next, self.feed.mixture.share(planned, self.rank, self.ranks)
+                yield planned, self.feed.mixture.share(planned, self.rank, self.ranks)
             position = planned.next
 
-    def _submitted(self, number: int, position: Position, shares: dict[str, Share]) -> _Coming:
+    def _submitted(self, planned: Planned, shares: dict[str, Share]) -> _Coming:
         futures: dict[str, list[Future[_Made]]] = {}
         for source, share in shares.items():
-            if source in self._windows and len(share.draws):
-                self._windows[source].ahead(int(share.draws.max()))
+            if source in self._windows:
+                drawn = planned.draws[source]
+                self._windows[source].enter(int(drawn.min()), int(drawn.max()) + 1)
             draws = zip(share.draws.tolist(), self._samples(source, share), strict=True)
             futures[source] = [self._pool.submit(partial(_made, self.feed.make, source, draw, sample)) for draw, sample in draws]
-        return _Coming(number, position, futures, {source: int(share.draws.min()) for source, share in shares.items() if len(share.draws)})
+        return _Coming(planned, futures)
 
     def _samples(self, source: str, share: Share) -> Sequence[Callable[[], Sample]]:
         """How to get each sample of the share."""
@@ -232,16 +231,16 @@ class Loader(Generic[U]):
 
     def _finished(self, coming: _Coming) -> Step[U]:
         """The step, when all its records are there."""
+        planned, digest = coming.planned, 0
         made: dict[str, list[Any]] = {}
         counts: dict[str, Counts] = {}
-        digest = 0
         for source, futures in coming.futures.items():
             began = time.monotonic()
-            found = [self._result(future, source, coming.number) for future in futures]
+            found = [self._result(future, source, planned.step) for future in futures]
             waited = time.monotonic() - began
             self._judge(source, found)
-            if source in self._windows and source in coming.first:
-                self._windows[source].behind(coming.first[source])
+            if source in self._windows:
+                self._windows[source].leave(planned.oldest[source])
             served = [item for item in found if item.error is None]
             digest += sum(xxhash.xxh32_intdigest(f"{source}/{item.key}".encode()) for item in served)
             made[source] = [item.value for item in served]
@@ -249,7 +248,7 @@ class Loader(Generic[U]):
             counts[source] = Counts(drawn=len(found), served=len(served), left_out=left_out, bad=len(found) - len(served) - left_out)
             counts[source].seconds_waiting = waited
             _count_bytes(counts[source], self.feed.data[source])
-        return Step(number=coming.number, made=self.feed.finish(made), counts=counts, position=coming.position, digest=digest % 2**32)
+        return Step(number=planned.step, made=self.feed.finish(made), counts=counts, position=planned.next, digest=digest % 2**32)
 
     def _result(self, future: Future[_Made], source: str, number: int) -> _Made:
         self._expects = f"step {number}, source {source}"

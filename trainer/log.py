@@ -1,4 +1,4 @@
-"""The run folder: recipe.toml, log.jsonl with a line a step, tensorboard events if it is installed, checkpoints, the trained weights.
+"""The run folder: recipe.toml, log.jsonl with a line a step, checkpoints, trained weights, loss.png, and what trainer/boards.py writes.
 
 A run that goes on from a checkpoint forgets the lines of the steps behind it: they are made again.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,14 +15,14 @@ import safetensors.torch
 import torch
 
 from schemas import RequestError
-from trainer import checkpoint
+from trainer import boards, checkpoint, plot
 from trainer.recipe import Recipe, as_toml
 
-WEIGHTS, RECIPE, LINES = "trained.safetensors", "recipe.toml", "log.jsonl"
+WEIGHTS, RECIPE, LINES, PLOT = "trained.safetensors", "recipe.toml", "log.jsonl", "loss.png"
 
 
 class RunFolder:
-    """Where a run is written down, by rank 0 alone. Use it as a context: leaving closes its files."""
+    """Where a run is written down, by rank 0 alone. Use it as a context: leaving closes its files and draws its losses."""
 
     def __init__(self, recipe: Recipe, *, resume: bool = False, rank: int = 0) -> None:
         """`checkpoint`: what the run goes on from, None where it begins; known to rank 0. Writes nothing yet.
@@ -33,37 +32,29 @@ class RunFolder:
         self.recipe, self.path, self.writes = recipe, Path(recipe.out or ""), rank == 0
         self.checkpoint = checkpoint.newest(recipe, resume=resume) if self.writes else None
         self._open = contextlib.ExitStack()
+        boards.check(recipe)
         if self.writes and self.checkpoint is None and not self._free():
             raise RequestError(f"out {self.path}: expected a new or empty folder, found another run or other files")
 
     def __enter__(self) -> RunFolder:
-        """Raises RequestError where the run is going on."""
+        """Raises RequestError where the run is going on, or wandb begins none."""
         if self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lines = self._open.enter_context(_locked(self.path / LINES))
-            (self.path / RECIPE).write_text(as_toml(self.recipe), encoding="utf-8")
-            step = 0 if self.checkpoint is None else checkpoint.read(self.checkpoint).step
-            _cut(self._lines, step)
-            self._board = _board(self.path, step) if self.recipe.log.tensorboard else None
-            if self._board is not None:
-                self._open.callback(self._board.close)
+            with contextlib.ExitStack() as opening:
+                self._begin(opening)
+                self._open = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def step(self, line: dict[str, Any]) -> None:
-        """Write one step down. Numbers go to tensorboard under their keys; a table's under key/name."""
+        """Write one step down, and show its numbers on the boards."""
         if not self.writes:
             return
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        if self._board is None:
-            return
-        for key, value in line.items():
-            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(number, int | float) and math.isfinite(number):
-                    self._board.add_scalar(f"{key}/{name}".strip("/"), number, line["step"])
+        for board in self._boards:
+            board.write(line["step"], boards.numbers(line))
 
     def save(self, weights: dict[str, torch.Tensor]) -> None:
         """Write the trained parameters, under their names in the model. Frozen parts are where they came from."""
@@ -71,6 +62,17 @@ class RunFolder:
             aside = self.path / f"{WEIGHTS}.part"
             safetensors.torch.save_file(weights, aside)
             aside.replace(self.path / WEIGHTS)
+
+    def _begin(self, opening: contextlib.ExitStack) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lines = opening.enter_context(_locked(self.path / LINES))
+        (self.path / RECIPE).write_text(as_toml(self.recipe), encoding="utf-8")
+        step = 0 if self.checkpoint is None else checkpoint.read(self.checkpoint).step
+        _cut(self._lines, step)
+        opening.callback(plot.draw, self.path / LINES, self.path / PLOT)
+        self._boards = boards.opened(self.recipe, self.path, step)
+        for board in self._boards:
+            opening.callback(board.close)
 
     def _free(self) -> bool:
         """New, empty, or of a run that was stopped before its first checkpoint."""
@@ -100,11 +102,3 @@ def _cut(file: IO[str], step: int) -> None:
             break
         kept = file.tell()
     file.truncate(kept)
-
-
-def _board(path: Path, step: int) -> Any:
-    with contextlib.suppress(ImportError):
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(path), purge_step=step)
-    return None

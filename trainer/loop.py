@@ -2,17 +2,18 @@
 
 A step: the ranks tell each other what they have read; what a token of each source counts follows from their common number
 (trainer/weighting.py); each rank makes the same number of backward calls, the gradients are added up, and all make the same update.
-Where nobody has a token to train on, all skip the update and count it.
+Where nobody has a token to train on, all skip the update and count it. SIGTERM to any rank ends all of them behind their step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from schemas import RequestError
 from shards import splitmix
 from trainer import batch as batches
-from trainer import checkpoint, schedule, sources, weighting
+from trainer import checkpoint, held_out, schedule, sources, weighting
 from trainer import engine as engines
 from trainer.assembly import Assembly
 from trainer.batch import MicroBatch
@@ -31,6 +33,7 @@ from trainer.loader import Feed, Loader, Step
 from trainer.log import RunFolder
 from trainer.mixture import Position
 from trainer.recipe import Recipe
+from trainer.stop import Stop
 from trainer.webdataset_source import WebdatasetSource
 
 log = logging.getLogger(__name__)
@@ -53,12 +56,15 @@ class Run:
     skipped: int = 0
     bad: Counter[str] | None = None  # records, by source, over all ranks
     loss: float = math.nan  # the last
+    tried: bool = False  # whether a checkpoint can be written and read
+    stopped: bool = False
 
 
 def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
-    """Train as the recipe says, write the run folder, and give the numbers worth telling.
+    """Train as the recipe says, write the run folder, and give the numbers worth telling; `stopped` is among them where SIGTERM came.
 
-    Raises DivergedError, BudgetError where more records are bad than the recipe allows, StalledError, PeerError.
+    Raises RequestError where memory or disk are too small, DivergedError, BudgetError where more records are bad than the recipe allows,
+    StalledError, PeerError.
     """
     recipe = assembly.recipe
     engine = engines.build(assembly.model, recipe)
@@ -75,13 +81,19 @@ def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
         prefetch=recipe.loader.prefetch,
         timeout=recipe.loader.timeout,
     )
-    with loader, _bar(recipe.steps, run.position.step, engine.rank) as bar:
+    with Stop() as asked, loader, _bar(recipe.steps, run.position.step, engine.rank) as bar:
         for step in loader:
-            _make(step, assembly, engine, run, folder)
+            _make(step, assembly, engine, run, folder, asked)
+            if run.stopped:
+                return _result(run, folder, began) | {"stopped": run.position.step}
             bar.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
             bar.update()
     folder.save(engine.weights())
-    counts = {"steps": recipe.steps, "skipped_updates": run.skipped, "bad_records": dict(run.bad or {})}
+    return _result(run, folder, began)
+
+
+def _result(run: Run, folder: RunFolder, began: float) -> dict[str, Any]:
+    counts = {"steps": folder.recipe.steps, "skipped_updates": run.skipped, "bad_records": dict(run.bad or {})}
     seconds = round(time.monotonic() - began, 3)
     return {"out": str(folder.path), **counts, "loss": run.loss if math.isfinite(run.loss) else None, "seconds": seconds}
 
@@ -89,7 +101,7 @@ def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
 def feed(assembly: Assembly) -> Feed[Any, list[MicroBatch]]:
     """What the loader reads, and makes of it: this rank's micro-batches of a step."""
     finish = partial(batches.micro_batches, recipe=assembly.recipe)
-    budgets = sources.budgets(assembly.recipe)
+    budgets = sources.budgets(assembly.recipe, assembly.data)
     return Feed(mixture=assembly.mixture, data=assembly.data, make=assembly.examples, finish=finish, budgets=budgets)
 
 
@@ -111,22 +123,27 @@ def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
     return Run(position, state.skipped_updates, Counter(state.bad_records))
 
 
-def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run: Run, folder: RunFolder) -> None:
+def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run: Run, folder: RunFolder, asked: Stop) -> None:
     """One optimizer step, its line in the log, and its checkpoint."""
     began = time.monotonic()
     recipe = assembly.recipe
     torch.manual_seed(splitmix.key(recipe.seed, "dropout", step.number, engine.rank) >> 1)
-    told = _exchanged(step, recipe, engine)
+    told = _exchanged(step, recipe, engine, asked)
     losses = backward(engine, recipe, step.made, told)
-    rate = recipe.optimizer.lr * schedule.factor(step.number, recipe.steps, recipe.schedule)
-    norm = engine.update(rate) if losses.tokens else None
+    factor = schedule.factor(step.number, recipe.steps, recipe.schedule)
+    norm = engine.update(factor) if losses.tokens else None
     run.position, run.skipped = step.position, run.skipped + (norm is None)
     run.loss = losses.total if losses.tokens else run.loss
     run.bad = (run.bad or Counter()) + Counter({name: int(told.sum("bad", name)) for name in assembly.mixture.names})
     seconds = time.monotonic() - began + step.seconds_waiting
-    folder.step(_line(step, losses, told, assembly, run) | {"lr": rate, "grad_norm": norm, "updated": norm is not None, "seconds": seconds})
+    made = {"lr": recipe.optimizer.lr * factor, "grad_norm": norm, "updated": norm is not None, "seconds": seconds}
+    folder.step(_line(step, losses, told, assembly, run) | made | held_out.losses(assembly, engine, step.number + 1))
     done, every = step.number + 1, recipe.checkpoint.every
-    if every and (done % every == 0 or done == recipe.steps):
+    run.stopped = told.most("stop") > 0 and done < recipe.steps
+    if every and recipe.checkpoint.trial and not run.tried:
+        checkpoint.trial(folder.path, engine)
+        run.tried = True
+    if run.stopped or (every and (done % every == 0 or done == recipe.steps)):
         state = checkpoint.State(
             mixture=assembly.mixture.state(run.position),
             skipped_updates=run.skipped,
@@ -146,12 +163,16 @@ class Told:
         """Over the ranks."""
         return float(self._column[what, source].sum())
 
+    def each(self, what: str, source: str = "") -> list[float]:
+        """Of every rank."""
+        return self._column[what, source].tolist()
+
     def most(self, what: str) -> float:
         """Of any rank."""
         return float(self._column[what, ""].max())
 
 
-def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine) -> Told:
+def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, asked: Stop | None = None) -> Told:
     """One exchange before the first backward: it settles the number of calls and what a token counts."""
     tokens: Counter[str] = Counter()
     for micro in step.made:
@@ -160,6 +181,7 @@ def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine) -> 
     mine: dict[tuple[str, str], float] = {
         ("calls", ""): len(step.made),
         ("digest", ""): step.digest,
+        ("stop", ""): float(asked is not None and asked.asked),
         ("images", ""): sum(0 if micro.batch.pixels_NCHW is None else len(micro.batch.pixels_NCHW) for micro in step.made),
         ("positions", ""): sum(micro.batch.ids_BT.numel() for micro in step.made),
         ("seconds_waiting", ""): step.seconds_waiting,
@@ -180,23 +202,40 @@ def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: T
     tokens = {name: int(told.sum("tokens", name)) for name in names}
     if not sum(tokens.values()):
         return Losses(total=0.0, by_source={}, tokens=0)
-    weights = {"": 0.0} | weighting.weights(recipe, tokens)
+    weights = weighting.weights(recipe, made, {name: told.each("tokens", name) for name in names})
     calls = int(told.most("calls"))
-    sums_S = torch.zeros(len(names), dtype=torch.float64, device=recipe.device)
+    sums_S = torch.zeros(len(names) + 1, dtype=torch.float64, device=recipe.device)  # the last: of all, as they count
     for number in range(calls):
-        micro = made[number] if number < len(made) else batches.blank()
-        weights_B = torch.tensor([weights[source] for source in micro.sources])
-        sums_B = engine.accumulate(micro.batch, weights_B, last=number == calls - 1)
-        if number < len(made):
+        mine = number < len(made)
+        micro, weights_B = (made[number], weights[number]) if mine else (batches.blank(), torch.zeros(1))
+        with _fits(micro, recipe):
+            sums_B = engine.accumulate(micro.batch, weights_B, last=number == calls - 1)
+        if mine:
             rows = torch.tensor([names.index(source) for source in micro.sources], device=recipe.device)
             sums_S.index_add_(0, rows, sums_B.double())
-    return _losses(engine.gather(sums_S.tolist()).sum(0).tolist(), tokens, weights)
+            sums_S[-1] += weights_B.to(sums_B.device, torch.float64) @ sums_B.double()
+    return _losses(engine.gather(sums_S.tolist()).sum(0).tolist(), tokens)
 
 
-def _losses(sums: Sequence[float], tokens: Mapping[str, int], weights: Mapping[str, float]) -> Losses:
-    by_name = dict(zip(tokens, sums, strict=True))
+@contextlib.contextmanager
+def _fits(micro: MicroBatch, recipe: Recipe) -> Iterator[None]:
+    """Raises RequestError where the memory is too small for this micro-batch: it says which to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        rows, positions = micro.batch.ids_BT.shape
+        key = f"sources.{micro.sources[0]}.micro_batch_size" if recipe.mixture.draw == "every" else "mixture.micro_batch_size"
+        smaller = f"--set {key}={rows // 2}" if rows > 1 else "--set engine.activation_checkpointing=true, or fsdp"
+        expected = f"expected {rows} rows of {positions} tokens to fit"
+        raise RequestError(f"{recipe.device}: out of memory: {expected}, found that they do not; try {smaller}") from error
+
+
+def _losses(sums: Sequence[float], tokens: Mapping[str, int]) -> Losses:
+    *of_sources, total = sums
+    by_name = dict(zip(tokens, of_sources, strict=True))
     by_source = {name: by_name[name] / count for name, count in tokens.items() if count}
-    total = sum(by_name[name] * weights[name] for name in tokens)
     if not math.isfinite(total):
         raise DivergedError(f"loss: expected a finite number, found {by_source}")
     return Losses(total=total, by_source=by_source, tokens=sum(tokens.values()))

@@ -148,12 +148,12 @@ class Mixture:
     def state(self, position: Position) -> dict[str, Any]:
         """For a checkpoint: the position, and what it is a position in."""
         sources = {source.name: {"fingerprint": source.fingerprint, "order": _order(source.order)} for source in self.sources}
-        return {**position.to_dict(), "seed": self.seed, "draw": self.draw, "sources": sources}
+        return {**position.to_dict(), "seed": self.seed, "draw": self.draw, "block": self._blocked(), "sources": sources}
 
     def resumed(self, state: Mapping[str, Any]) -> tuple[Position, list[str]]:
         """The position in this mixture, and what changed, in words. Weights and batch sizes may have changed, sources come and gone.
 
-        Where that happens inside a block of group_steps steps, some of the block's draws are served twice and as many are not.
+        Where that happens inside a block of group_steps steps, some of the block's draws are served twice and as many are not: it is said.
         Raises RequestError where a source that goes on has other data, or another order: its draw number would mean other records.
         """
         check(state, {source.name: source.fingerprint for source in self.sources})
@@ -164,7 +164,19 @@ class Mixture:
         position, notes = Position.from_dict(state).adapted(self.names)
         if (was := state.get("draw")) != self.draw:
             notes.append(f"draw: was {was}, is {self.draw}")
+        before, now = state.get("block"), self._blocked()
+        inside = [block["steps"] for block in (before, now) if block and position.step % block["steps"]]
+        if before != now and inside:
+            notes.append(f"block: changed inside of its {inside[0]} steps, so some of its draws are served twice, and as many are not")
         return position, notes
+
+    def _blocked(self) -> dict[str, Any] | None:
+        """What decides how the draws of a block of steps are dealt out to them; None where each step has its own."""
+        if self.draw != "mixed" or not self.sources[0].lengths:
+            return None
+        (group,) = self._groups
+        weights = {member.name: str(weight) for member, weight in zip(group.members, group.weights, strict=True)}
+        return {"steps": self.group_steps, "batch_size": group.batch_size, "weights": weights}
 
     def _counts(self, position: Position) -> dict[str, int]:
         """How many draws of each source the step takes."""

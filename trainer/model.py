@@ -13,19 +13,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from schemas import RequestError
+from trainer import patterns, tower
 from trainer.batch import Batch
-from trainer.recipe import Recipe
+from trainer.recipe import Freeze, Recipe
 from trainer.rendered import IGNORE, Rendered
 
 
 class TokenLoss(NamedTuple):
     """Of each row, the sum of its token losses, and over how many tokens."""
 
-    sums_B: torch.Tensor  # float32, with a graph
+    sums_B: torch.Tensor  # float32 (float64 of a model in float64), with a graph
     counts_B: torch.Tensor  # int64
 
 
@@ -33,6 +35,11 @@ class Model(nn.Module):
     """A vision-language model. Every parameter that is trained gets a gradient from every batch, also from one without pictures."""
 
     language: nn.Module
+
+    @property
+    def patches(self) -> int:
+        """Positions that a picture takes."""
+        return 1
 
     def forward(self, batch: Batch) -> TokenLoss:
         """The loss of predicting every supervised token from what stands before it."""
@@ -58,7 +65,8 @@ class Model(nn.Module):
 def token_loss(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> TokenLoss:
     """Cross entropy of the labels, each predicted at the position before it."""
     targets_BS = labels_BS[:, 1:]
-    logits_KV = logits_BSV[:, :-1].flatten(0, 1).float()
+    logits_KV = logits_BSV[:, :-1].flatten(0, 1)
+    logits_KV = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
     losses_K = F.cross_entropy(logits_KV, targets_BS.flatten(), ignore_index=IGNORE, reduction="none")
     return TokenLoss(losses_K.view_as(targets_BS).sum(1), (targets_BS != IGNORE).sum(1))
 
@@ -70,15 +78,37 @@ def build(recipe: Recipe, vocabulary: int, specials: Mapping[str, int] | None = 
 
     Raises RequestError where a part is not stated, or the parts and the tokenizer do not fit each other.
     """
+    device = _device(recipe.device)  # before anything takes its time
     torch.manual_seed(recipe.seed)
-    built = cast(Model, importlib.import_module(f"trainer.{recipe.model.family}").build(recipe, vocabulary, specials or {}))
+    built = made(recipe, vocabulary, specials or {})
+    shared = dist.is_initialized() and recipe.engine.kind in ("fsdp", "deepspeed")  # these put each part where it belongs
+    return built if shared else built.to(device)
+
+
+def made(recipe: Recipe, vocabulary: int, specials: Mapping[str, int]) -> Model:
+    """The same wherever torch makes tensors just now: under torch.device("meta") it is names and shapes, in no memory."""
+    built = cast(Model, importlib.import_module(f"trainer.{recipe.model.family}").build(recipe, vocabulary, specials))
+    _freeze(built, recipe.freeze)
+    if isinstance(vision := getattr(built, "vision", None), nn.Module):
+        tower.freeze_unused(vision, recipe.vision)
     if not any(parameter.requires_grad for parameter in built.parameters()):
         raise RequestError("freeze: expected a part to train, found all of them frozen")
-    return built.to(_device(recipe.device))
+    return built
+
+
+def _freeze(model: Model, choice: Freeze) -> None:
+    """What is said by pattern; the parts are the family's to freeze."""
+    named = dict(model.named_parameters())
+    for key, asked, trained in (("match", choice.match, False), ("thaw", choice.thaw, True)):
+        for pattern in asked:
+            for name in patterns.matching(pattern, named, f"freeze.{key}"):
+                named[name].requires_grad_(trained)
 
 
 def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        raise RequestError(f"device {name}: expected a device of this machine, found {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"device {name}: expected a device of this machine, found {str(error).splitlines()[0]}; --set device=cpu runs without"
+        ) from error

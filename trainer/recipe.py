@@ -108,13 +108,24 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters with values of their own; a parameter is in the first group that it fits: trainer/patterns.py."""
+
+    match: str  # projector, language.*.layers.0, *.bias
+    lr: float | None = None  # null: the optimizer's
+    weight_decay: float | None = None  # of all that fit, biases too; null: what optimizer.decay says of each
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW. Weight decay is for matrices; vectors (biases, norms) have none."""
+    """AdamW: trainer/optimizer.py."""
 
     lr: float = 1e-3
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    decay: Literal["matrices", "transformers", "openflamingo"] = "matrices"  # what decays
+    groups: tuple[ParameterGroup, ...] = ()
     max_grad_norm: float = 1.0  # 0: gradients are not clipped
 
 
@@ -129,11 +140,13 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Freeze:
-    """The parts that are not trained."""
+    """The parts that are not trained, and what fits these patterns: trainer/patterns.py."""
 
     vision: bool = True
     projector: bool = False
     language: bool = False
+    match: tuple[str, ...] = ()  # not trained either
+    thaw: tuple[str, ...] = ()  # trained all the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,29 +178,46 @@ class Checkpoint:
 
     every: int = 1000  # optimizer steps; 0: none
     keep: int = 2  # the newest so many
+    trial: bool = True  # one is written, read back and removed behind the first step: a disk that is too small is told then
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadRecords:
     """How many a source may have before the run ends: shards/budget.py."""
 
-    rate: float = 0.01  # of the last 10,000 that a rank has read
+    rate: float = 0.01  # of the last 10,000 that a rank has read; and of all, those of shards that are missing or damaged as a whole
     run: int = 32  # so many in a row are one too many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """log.jsonl is always written."""
+    """log.jsonl and the plot are always written."""
 
-    tensorboard: bool = True
+    tensorboard: bool = True  # where it is installed
+    wandb: bool = False  # WANDB_MODE=offline writes its files and needs no login
+    project: str = "shardweave"  # at wandb
+    name: str | None = None  # at wandb; null: the run folder's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What a model computes in: trainer/precision.py. Weights that are trained and the optimizer's state are float32."""
+
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False  # float32 products of matrices on a GPU, with 10 bits of mantissa
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"  # auto: flash attention on a GPU in 16 bits, if installed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """How the ranks work together: trainer/engine.py."""
 
-    kind: Literal["auto", "single", "ddp"] = "auto"  # auto: ddp under torchrun, else single
+    kind: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"  # auto: deepspeed where it is configured, ddp under a launcher
     timeout: float = 600.0  # seconds that a rank waits for the others
+    activation_checkpointing: bool = False  # layers of the language model are computed again in the backward pass: less memory
+    reshard_after_forward: bool = True  # of fsdp: layers are put away between the passes, too
+    cpu_offload: bool = False  # of fsdp: parts, gradients and the optimizer's state are kept in the machine's memory
+    deepspeed: str | dict[str, Any] | None = None  # DeepSpeed's configuration: a JSON or YAML file, or a table; null: ZeRO-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +243,17 @@ class Source:
     min_images: int = 1  # of template flamingo, interleaved: records with fewer are left out
     max_images: int | None = None  # of template flamingo: the first so many in reading order
     keep_single: float = 1.0  # of template flamingo, interleaved: how often a record with one picture is kept
+    flip: float = 0.0  # how often all pictures of a record are mirrored, left to right; refused where it has regions or maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Sources whose loss is measured and not trained on: trainer/held_out.py."""
+
+    every: int = 0  # optimizer steps, and at the end; 0: only when `evaluate` is called
+    records: int = 512  # the first so many of each; 0: all
+    batch_size: int = 16  # records in a forward pass
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +269,7 @@ class Recipe:
     system: str | None = None  # what the template says first; null: its own words
     compat: Literal["none", "llava", "openflamingo", "basicvlm"] = "none"
     max_tokens: int = 2048  # a picture counts as one
+    loss_norm: Literal["global", "rank_mean"] = "global"  # what a token's loss is divided by: trainer/weighting.py
     model: Family = field(default_factory=Family)
     tokenizer: TokenizerChoice = field(default_factory=TokenizerChoice)
     vision: VisionTower = field(default_factory=VisionTower)
@@ -245,6 +287,8 @@ class Recipe:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     engine: Engine = field(default_factory=Engine)
+    precision: Precision = field(default_factory=Precision)
+    held_out: HeldOut = field(default_factory=HeldOut)
     sources: tuple[Source, ...] = ()
 
 
@@ -259,6 +303,10 @@ def load(name: str, *, sources: Sequence[str] = (), settings: Sequence[str] = ()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: expected TOML, found {error}") from error
     open_list = not table.get("sources")  # a recipe that lists no sources takes any name; one that lists some takes only theirs
+    named = [argument.partition("=")[0] for argument in sources]
+    for name in named:
+        if named.count(name) > 1:
+            raise RequestError(f"--source {name}: expected it once, found it twice")
     for argument in sources:
         _put_source(table, argument, open_list=open_list)
     for argument in settings:
@@ -297,7 +345,7 @@ def as_toml(recipe: Recipe) -> str:
 
 
 # What may differ between a run and the run that goes on from its checkpoint without anybody asking.
-HARMLESS = ("out", "device", "threads", "loader.", "checkpoint.", "log.", "engine.")
+HARMLESS = ("out", "device", "threads", "loader.", "checkpoint.", "log.", "engine.", "held_out.")
 
 
 def differences(was: Recipe, now: Recipe) -> dict[str, str]:
@@ -315,7 +363,7 @@ def harmless(key: str) -> bool:
 
 def _flat(where: str, value: Any) -> dict[str, Any]:
     if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-        value = {item["name"]: item for item in value}
+        value = {_label(item, number): item for number, item in enumerate(value)}
     if not isinstance(value, dict):
         return {where: value}
     return {key: leaf for name, item in value.items() for key, leaf in _flat(f"{where}.{name}".lstrip("."), item).items()}
@@ -347,7 +395,9 @@ def _put_source(table: dict[str, Any], argument: str, *, open_list: bool) -> Non
     listed = table.setdefault("sources", [])
     if not (isinstance(listed, list) and all(isinstance(source, dict) for source in listed)):
         return  # told when the table is read
-    for source in listed:
+    held_out = table.get("held_out")
+    measured = held_out.get("sources") if isinstance(held_out, dict) else None
+    for source in [*listed, *(item for item in measured or [] if isinstance(item, dict))]:
         if source.get("name") == name:
             source["shards"] = place
             return
@@ -398,7 +448,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_table(typing.cast(type, kind), value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _read(arguments[0], value, where)
+        tables = [argument for argument in arguments if isinstance(value, dict) and typing.get_origin(argument) is dict]
+        return None if value is None else _read([*tables, *arguments][0], value, where)
     if origin is Literal:
         if value in arguments:
             return value
@@ -450,6 +501,9 @@ def check(recipe: Recipe, path: str) -> None:
     schedule, optimizer = recipe.schedule, recipe.optimizer
     _at_least(f"{path}: schedule", 0, warmup_steps=schedule.warmup_steps, warmup_ratio=schedule.warmup_ratio)
     _at_least(f"{path}: optimizer", 0, lr=optimizer.lr, weight_decay=optimizer.weight_decay, max_grad_norm=optimizer.max_grad_norm)
+    for number, group in enumerate(optimizer.groups):
+        own = {"lr": group.lr, "weight_decay": group.weight_decay}
+        _at_least(f"{path}: optimizer.groups.{number}", 0, **{key: value for key, value in own.items() if value is not None})
     _numbers(path, "optimizer.betas", optimizer.betas, 2)
     flamingo, lora = recipe.flamingo, recipe.lora
     sizes = {"depth": flamingo.depth, "latents": flamingo.latents, "heads": flamingo.heads, "head_width": flamingo.head_width}
@@ -462,7 +516,9 @@ def check(recipe: Recipe, path: str) -> None:
         sizes = {"batch_size": source.batch_size, "window": source.window}
         given = {"micro_batch_size": source.micro_batch_size, "epoch_samples": source.epoch_samples}
         _at_least(f"{path}: sources.{source.name}", 1, **sizes, **{key: value for key, value in given.items() if value is not None})
-        _at_least(f"{path}: sources.{source.name}", 0, loss_multiplier=source.loss_multiplier)
+        _at_least(f"{path}: sources.{source.name}", 0, loss_multiplier=source.loss_multiplier, flip=source.flip)
+        if source.flip > 1:
+            raise RequestError(f"{path}: sources.{source.name}: flip: expected at most 1, found {source.flip}")
         if names.count(source.name) > 1:
             raise RequestError(f"{path}: sources: expected different names, found {source.name} twice")
 
@@ -483,6 +539,9 @@ def _check_reading(recipe: Recipe, path: str) -> None:
     _at_least(f"{path}: checkpoint", 1, keep=recipe.checkpoint.keep)
     _at_least(f"{path}: bad_records", 0, rate=recipe.bad_records.rate)
     _at_least(f"{path}: bad_records", 1, run=recipe.bad_records.run)
+    held_out = recipe.held_out
+    _at_least(f"{path}: held_out", 0, every=held_out.every, records=held_out.records)
+    _at_least(f"{path}: held_out", 1, batch_size=held_out.batch_size)
 
 
 def _at_least(where: str, least: float, **values: float) -> None:

@@ -98,10 +98,11 @@ def _lengths(data: Shards, order: Order, draws: np.ndarray) -> tuple[np.ndarray,
     return pictured, length
 
 
-def budgets(recipe: Recipe) -> dict[str, Budget]:
+def budgets(recipe: Recipe, data: Mapping[str, Data]) -> dict[str, Budget]:
     """One of each source: its own bad records count."""
     allowed = recipe.bad_records
-    return {source.name: Budget(allowed.rate, allowed.run, where=source.name) for source in recipe.sources}
+    sizes = {name: one.sizes for name, one in data.items() if isinstance(one, Shards)}
+    return {name: Budget(allowed.rate, allowed.run, where=name, shards=sizes.get(name)) for name in data}
 
 
 def first(data: Data, count: int | None) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Tokenizers from a local folder, in the form the original systems used them. No network, no torch.
+"""Tokenizers from a local folder or a GGUF file, in the form the original systems used them. No network, no torch.
 
 What comes out: token ids and, for each, where its characters stand in the text. Text is data: `encode` knows no special tokens, so
 `</s>` in a caption is three ordinary tokens. The few that a template needs (bos, eos) are put in by id.
@@ -24,7 +24,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from schemas import RequestError
-from trainer import sentencepiece, tiktoken
+from trainer import gguf_tokenizer, packaged, sentencepiece, tiktoken
 from trainer.recipe import TokenizerChoice
 
 Offsets = list[tuple[int, int]]
@@ -71,7 +71,7 @@ def load(choice: TokenizerChoice) -> Tokenizer:
     """The tokenizer of a recipe. Raises RequestError where the folder holds none, or does not say what ends a text."""
     if choice.path is None:
         raise RequestError("tokenizer.path: expected a folder with tokenizer.json, found none; give --set tokenizer.path=FOLDER")
-    folder = Path(choice.path)
+    folder = packaged.path(choice.path)
     stored = _with_added(_stored(folder), choice.add)
     names = _names(folder)
     added: list[dict[str, Any]] = stored.get("added_tokens") or []
@@ -98,7 +98,7 @@ def load(choice: TokenizerChoice) -> Tokenizer:
 
 def export(choice: TokenizerChoice, to: Path, add: Sequence[str] = ()) -> None:
     """Write the tokenizer as a folder of transformers', with the recipe's tokens and these. Special tokens are parsed again there."""
-    folder = Path(choice.path or ".")
+    folder = packaged.path(choice.path or ".")
     stored = _with_added(_stored(folder), (*choice.add, *add))
     if choice.form == "llama" or (choice.form == "auto" and _is_llama(stored)):
         stored |= {
@@ -112,7 +112,9 @@ def export(choice: TokenizerChoice, to: Path, add: Sequence[str] = ()) -> None:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """The content of tokenizer.json, or the same made from tokenizer.model."""
+    """The content of tokenizer.json, or the same made from what is there instead."""
+    if folder.suffix == ".gguf":
+        return gguf_tokenizer.as_tokenizer_json(folder)
     if (folder / "tokenizer.json").is_file():
         return _json(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
@@ -155,6 +157,8 @@ def _parsed(stored: dict[str, Any], folder: Path) -> tokenizers.Tokenizer:
 
 def _names(folder: Path) -> dict[str, str]:
     """What the folder calls its bos, eos and unk tokens."""
+    if folder.suffix == ".gguf":
+        return gguf_tokenizer.names(folder)
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -171,6 +175,8 @@ def _names(folder: Path) -> dict[str, str]:
 
 def _chat_template(folder: Path) -> str | None:
     """The template called default where there are several."""
+    if folder.suffix == ".gguf":
+        return gguf_tokenizer.chat_template(folder)
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     path = folder / "tokenizer_config.json"

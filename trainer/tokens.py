@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from schemas import RecordError
+from schemas import RecordError, RequestError, ShardError
+from shards import Shards
 from trainer import render, sources, tokenizer
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, Source
 from trainer.rendered import IGNORE, Rendered
+from trainer.sources import Data, Sample
+from trainer.tokenizer import Tokenizer
 
 OPEN, CLOSE = "⟦", "⟧"  # around trained text
+LOOKED = 100  # records of a source that are looked at before it is said that there is nothing to train on
 
 
 class Seen(NamedTuple):
@@ -32,7 +38,43 @@ def seen(recipe: Recipe, records: int | None = None) -> Iterator[Seen]:
             yield _seen(source.name, sample, show)
 
 
-def _seen(source: str, sample: sources.Sample, show: render.Renderer) -> Seen:
+def check(recipe: Recipe) -> None:
+    """Raises RequestError where none of a source's first records has a token to train on: it names the first, and why it has none."""
+    words = tokenizer.load(recipe.tokenizer)
+    ranged = dataclasses.replace(recipe.loader, cache=None)  # a few records are no reason to fetch whole shards
+    opened = sources.open_sources(dataclasses.replace(recipe, loader=ranged))
+    for source, data in zip(recipe.sources, opened.values(), strict=True):
+        if told := _untrained(source, data, recipe, words):
+            raise RequestError(f"sources.{source.name}: expected records with something to train on, found none in its first {told}")
+
+
+def _untrained(source: Source, data: Data, recipe: Recipe, words: Tokenizer) -> str | None:
+    """How many records were looked at, the first of them, and its problem; None as soon as one can be trained on."""
+    show = render.renderer(recipe, words, source)
+    first: str | None = None
+    count = 0
+    for sample in _samples(data):
+        seen = _seen(source.name, sample, show)
+        if seen.rendered is not None and any(label != IGNORE for label in seen.rendered.labels):
+            return None
+        count += 1
+        first = first or f"{seen.key}: {seen.problem or 'nothing that its turns say is trained on'}"
+    return f"{count}: {first}" if first else None  # else all are damaged: the run's budget says so
+
+
+def _samples(data: Data) -> Iterator[Sample]:
+    """The first, whole ones; of shards one by one, so that no more is read than is looked at."""
+    if not isinstance(data, Shards):
+        yield from itertools.islice(sources.first(data, LOOKED), LOOKED)
+        return
+    for number in range(min(len(data), LOOKED)):
+        try:
+            yield data[number]
+        except ShardError:
+            continue  # told when it is drawn
+
+
+def _seen(source: str, sample: Sample, show: render.Renderer) -> Seen:
     record = sample.record
     try:
         return Seen(source, record.key, show(record, record.turns), None)
@@ -41,7 +83,10 @@ def _seen(source: str, sample: sources.Sample, show: render.Renderer) -> Seen:
 
 
 def as_json(source: str, key: str, rendered: Rendered) -> dict[str, Any]:
-    """One line of `trainer tokens --json`. `images`: for each picture in input_ids (-200; Flamingo's <image>), its index in the record."""
+    """One line of `trainer tokens --json`.
+
+    images: for each picture in input_ids (-200; Flamingo's <image>), its index in the record. spans: where each token stands in `text`.
+    """
     return {
         "source": source,
         "key": key,
@@ -49,6 +94,7 @@ def as_json(source: str, key: str, rendered: Rendered) -> dict[str, Any]:
         "labels": rendered.labels,
         "images": rendered.images,
         "text": rendered.text,
+        "spans": rendered.spans,
     }
 
 

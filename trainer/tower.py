@@ -1,4 +1,4 @@
-"""The vision tower: a CLIP or SigLIP of transformers, or any tower of open_clip; its patches, and how its pictures are made.
+"""The vision tower: of transformers a CLIP or SigLIP, any of open_clip's, EfficientNet-Lite0; its patches, and how its pictures are made.
 
 Axes: N pictures, P patches, W the tower's width.
 """
@@ -17,7 +17,8 @@ from torch import nn
 
 from schemas import RequestError
 from trainer import config as configs
-from trainer import llava_names, weights
+from trainer import efficientnet, llava_names, weights
+from trainer.efficientnet import EfficientNetLite0
 from trainer.pixels import Preprocess
 from trainer.recipe import Recipe, VisionTower
 
@@ -43,9 +44,22 @@ class OpenClipTower(nn.Module):
         options = {"normalize_intermediates": False, "intermediates_only": True, "output_fmt": "NLC"}
         return visual.forward_intermediates(pixels_NCHW, indices=[block], stop_early=True, **options)["image_intermediates"][0]
 
+    @property
+    def count(self) -> int:
+        """P."""
+        visual: Any = self.visual
+        trunk = getattr(visual, "trunk", None)  # of timm
+        return int(trunk.patch_embed.num_patches if trunk is not None else visual.grid_size[0] * visual.grid_size[1])
+
+
+# Towers that are not of transformers: they say width, size and count themselves, and give their patches.
+OWN = (OpenClipTower, EfficientNetLite0)
+
 
 def build(choice: VisionTower) -> nn.Module:
     """The tower of a recipe, float32. Raises RequestError where it is not stated, not there, or has no such layer."""
+    if efficientnet.chosen(choice):
+        return efficientnet.build(choice)
     if is_open_clip(choice):
         tower: nn.Module = _open_clip(choice)
         least, depth = -tower.depth, tower.depth
@@ -60,12 +74,12 @@ def build(choice: VisionTower) -> nn.Module:
 
 def width(tower: nn.Module) -> int:
     """W."""
-    return tower.width if isinstance(tower, OpenClipTower) else int(tower.config.hidden_size)  # type: ignore[union-attr]
+    return tower.width if isinstance(tower, OWN) else int(tower.config.hidden_size)  # type: ignore[union-attr]
 
 
 def image_size(tower: nn.Module) -> int:
     """Pixels of an edge."""
-    return tower.size if isinstance(tower, OpenClipTower) else int(tower.config.image_size)  # type: ignore[union-attr]
+    return tower.size if isinstance(tower, OWN) else int(tower.config.image_size)  # type: ignore[union-attr]
 
 
 def patches(tower: nn.Module, pixels_NCHW: torch.Tensor, choice: VisionTower) -> torch.Tensor:
@@ -73,7 +87,7 @@ def patches(tower: nn.Module, pixels_NCHW: torch.Tensor, choice: VisionTower) ->
     trained = any(parameter.requires_grad for parameter in tower.parameters())
     pixels_NCHW = pixels_NCHW.to(next(tower.parameters()).dtype)
     with contextlib.nullcontext() if trained else torch.no_grad():
-        if isinstance(tower, OpenClipTower):
+        if isinstance(tower, OWN):
             return tower.patches(pixels_NCHW, choice.select_layer)
         out = tower(pixels_NCHW, output_hidden_states=True)
         hidden_NPW = out.last_hidden_state if choice.post_norm else out.hidden_states[choice.select_layer]
@@ -81,12 +95,23 @@ def patches(tower: nn.Module, pixels_NCHW: torch.Tensor, choice: VisionTower) ->
     return hidden_NPW[:, 1:] if has_cls and choice.select_feature == "patch" else hidden_NPW
 
 
+def freeze_unused(tower: nn.Module, choice: VisionTower) -> None:
+    """What lies behind the chosen layer gets no gradient from any batch, and DDP waits for one of every parameter: it is not trained."""
+    trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    if not trained:
+        return
+    size = image_size(tower)
+    with torch.enable_grad():
+        total = patches(tower, torch.zeros(1, 3, size, size, device=trained[0].device), choice).float().sum()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
 def patch_count(tower: nn.Module, choice: VisionTower) -> int:
     """P."""
-    if isinstance(tower, OpenClipTower):
-        visual: Any = tower.visual
-        trunk = getattr(visual, "trunk", None)
-        return int(trunk.patch_embed.num_patches if trunk is not None else visual.grid_size[0] * visual.grid_size[1])
+    if isinstance(tower, OWN):
+        return tower.count
     known = cast(Any, tower).config
     has_cls = known.model_type == "clip_vision_model" and choice.select_feature == "cls_patch"
     return int((known.image_size // known.patch_size) ** 2 + has_cls)
@@ -102,7 +127,7 @@ def config(choice: VisionTower) -> Any:
     known = configs.read(choice.weights, choice.config, "vision", "clip_vision_model")
     known = getattr(known, "vision_config", known)
     if known.model_type not in TOWERS:
-        raise RequestError(f"vision: expected model_type {' or '.join([*TOWERS, OPEN_CLIP])}, found {known.model_type}")
+        raise RequestError(f"vision: expected model_type {' or '.join([*TOWERS, OPEN_CLIP, efficientnet.KIND])}, found {known.model_type}")
     if choice.post_norm and choice.select_layer != -1:
         raise RequestError(f"vision.post_norm: expected select_layer = -1 with it, found {choice.select_layer}")
     return known
@@ -111,7 +136,7 @@ def config(choice: VisionTower) -> Any:
 def preprocess(recipe: Recipe) -> Preprocess:
     """The tower's own preprocessing, but for what the recipe states. Raises RequestError where the size is not the tower's."""
     asked = recipe.pictures
-    size, mean, std, squash = _open_clip_preprocess(recipe.vision) if is_open_clip(recipe.vision) else _own_preprocess(recipe.vision)
+    size, mean, std, squash = _preprocess(recipe.vision)
     if asked.size is not None and asked.size != size:
         raise RequestError(f"pictures.size: expected the tower's {size}, found {asked.size}")
     pad = asked.image_aspect_ratio == "pad"
@@ -129,7 +154,12 @@ def _from_folder(kind: Any, folder: str, known: Any) -> nn.Module:
     return tower
 
 
-def _own_preprocess(choice: VisionTower) -> tuple[int, tuple[float, ...], tuple[float, ...], bool]:
+def _preprocess(choice: VisionTower) -> tuple[int, tuple[float, ...], tuple[float, ...], bool]:
+    """Size, mean, std, and whether a picture is squashed to the square."""
+    if efficientnet.chosen(choice):
+        return EfficientNetLite0.size, efficientnet.MEAN, efficientnet.STD, False
+    if is_open_clip(choice):
+        return _open_clip_preprocess(choice)
     known, saved = config(choice), _saved(choice.weights)
     siglip = known.model_type == "siglip_vision_model"
     mean, std = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)

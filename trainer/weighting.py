@@ -1,22 +1,45 @@
-"""What a token of each source counts in the loss of a step.
+"""What a token of each row counts in the loss of a step: `loss_norm`.
 
-`every`: a source's tokens are divided by how many it has in the step, over all ranks and micro-batches, and multiplied; sources are added.
-`one` and `mixed`: each token counts its source's multiplier, divided by how many tokens all sources have together. A mean over rows would
-give short answers more weight, a mean over the tokens of one rank would change with the number of ranks.
+global      `every`: a source's tokens are divided by how many it has in the step, over all ranks and micro-batches, and multiplied;
+            sources are added. `one` and `mixed`: each token counts its source's multiplier, divided by how many tokens all sources
+            have together.
+rank_mean   the originals' mean of means: over ranks, of the mean over a rank's micro-batches, of the mean over a micro-batch's tokens;
+            under `every` of each source by itself. Micro-batches and ranks without a token are not counted, where the originals
+            would divide by zero. The loss then changes with the number of ranks and the size of micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+import torch
+
+from trainer.batch import MicroBatch
 from trainer.recipe import Recipe
 
 
-def weights(recipe: Recipe, tokens: Mapping[str, int]) -> dict[str, float]:
-    """Of a token of each source. `tokens`: supervised ones of the whole step; where there are none the weight is 0."""
-    total = sum(tokens.values())
-    found = {}
-    for source in recipe.sources:
-        divisor = tokens.get(source.name, 0) if recipe.mixture.draw == "every" else total
-        found[source.name] = source.loss_multiplier / divisor if divisor else 0.0
-    return found
+def weights(recipe: Recipe, made: Sequence[MicroBatch], tokens: Mapping[str, Sequence[float]]) -> list[torch.Tensor]:
+    """Of each of this rank's micro-batches: float (B,), 0 where there is nothing to divide by.
+
+    `tokens`: of each source, the supervised ones of every rank in this step.
+    """
+    apart = recipe.mixture.draw == "every"
+    pools = {source.name: source.name if apart else "" for source in recipe.sources}  # whose tokens are divided together
+    members = {pool: [tokens[name] for name in pools if pools[name] == pool] for pool in pools.values()}
+    counts_R = {pool: [sum(counts) for counts in zip(*every, strict=True)] for pool, every in members.items()}
+    if recipe.loss_norm == "global":
+        divisors = [{pool: sum(counts) for pool, counts in counts_R.items()}] * len(made)
+    else:
+        divisors = _means(made, pools, counts_R)
+    times = {source.name: source.loss_multiplier for source in recipe.sources}
+    rows = [[(times[source], under[pools[source]]) for source in micro.sources] for micro, under in zip(made, divisors, strict=True)]
+    return [torch.tensor([multiplier / count if count else 0.0 for multiplier, count in row]) for row in rows]
+
+
+def _means(made: Sequence[MicroBatch], pools: Mapping[str, str], counts_R: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Of each micro-batch, whose rows are of one pool: its tokens, times this rank's micro-batches, times the ranks."""
+    mine = [(pools[micro.sources[0]], int(micro.batch.counts_B.sum())) for micro in made]
+    calls = Counter(pool for pool, count in mine if count)
+    ranks = {pool: sum(count > 0 for count in counts) for pool, counts in counts_R.items()}
+    return [{pool: count * calls[pool] * ranks[pool]} for pool, count in mine]

@@ -21,7 +21,7 @@ PATTERNS = ("model*.safetensors", "pytorch_model*.bin", "trained.safetensors")  
 def read(path: str | Path) -> Tensors:
     """All tensors of a file, or of the weight files of a folder. Raises RequestError: not there, a part missing, not weights."""
     tensors: Tensors = {}
-    for file in _files(Path(path)):
+    for file in files(Path(path)):
         tensors |= _read(file)
     return tensors
 
@@ -42,7 +42,8 @@ def load(module: nn.Module, tensors: Mapping[str, torch.Tensor], where: str, *, 
     module.load_state_dict(dict(tensors), strict=False)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
+    """The weight files of a folder, or the file itself. Raises RequestError where there are none, or one that an index lists is missing."""
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -22,7 +22,7 @@ from tests.bench.readers import NotThere
 from tests.bench.workload import scratch
 
 HERE = Path(__file__).parent
-NAMES = ("write", "decode", "check", "read", "undecoded", "decoded", "stored", "start", "plan", "wait")
+NAMES = ("write", "decode", "check", "read", "undecoded", "decoded", "stored", "start", "plan", "wait", "padding", "loop_overhead")
 
 
 def main() -> int:

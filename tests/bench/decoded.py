@@ -12,7 +12,7 @@ from tests.bench.figure import OURS, Figure, fastest
 from tests.bench.readers import Reader, in_turns, made, read, readers
 from tests.bench.workload import LARGE, SMALL, Workload
 
-ROUNDS, SECONDS = 3, 2.5
+ROUNDS, SECONDS = 5, 2.5
 BARE = "bare decode loop"
 
 

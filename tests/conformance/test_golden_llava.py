@@ -1,7 +1,8 @@
-"""Ids, labels and pixels against what the original LLaVA-1.5 code gave; the rule is in the folder's README."""
+"""Ids, labels, pixels, models and orders against what the original LLaVA-1.5 code gave; the rule is in the folder's README."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,10 @@ from safetensors.torch import load_file
 
 from schemas import Part, Record, RecordError
 from schemas.record import image, image_part, record, text_part, turn
-from trainer import compat, llava, llava_names, lora, rendered, template, tokenizer
+from tests.bench import padding
+from tests.conformance import goldens
+from trainer import compat, llava, llava_names, lora, rendered, schedule, template, tokenizer
+from trainer import recipe as recipes
 from trainer.batch import Batch
 from trainer.model import token_loss
 from trainer.pixels import Preprocess, decoded, squared
@@ -26,7 +30,7 @@ from trainer.recipe import LanguageModel, Lora, Projector, Recipe, TokenizerChoi
 from trainer.rendered import Rendered
 
 REPOSITORY = Path(__file__).parents[2]
-GOLDEN = Path(os.environ.get("SHARDWEAVE_GOLDEN", REPOSITORY / "../shared/golden")) / "llava"
+GOLDEN = goldens.ROOT / "llava"
 LLAMA = Path(os.environ.get("SHARDWEAVE_DATA", REPOSITORY / "../shared/data")) / "tokenizers" / "llama1-hf"
 
 if not GOLDEN.is_dir():
@@ -49,15 +53,13 @@ def comparable(row: dict[str, Any]) -> bool:
 
 def cases(*, compat: bool) -> list[Any]:
     """All rows in compat. By default special-looking text is data and a picture that no marker places is shown: not those rows."""
-    files = sorted(GOLDEN.glob("preprocess_*.jsonl"))
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return [pytest.param(row, id=row["case_id"]) for row in rows if compat or comparable(row["row"])]
+    found = [(file, name, row) for file in sorted(GOLDEN.glob("preprocess_*.jsonl")) for name, row in goldens.tables(file).items()]
+    return [pytest.param(file, row, id=name) for file, name, row in found if compat or comparable(row["row"])]
 
 
 def image_cases() -> list[Any]:
-    file = GOLDEN / "image_preprocess_336.json"
-    content = json.loads(file.read_text()) if file.is_file() else {"cases": []}
-    return [pytest.param(content, case, id=case["case_id"]) for case in content["cases"]]
+    found = [(file, *case) for file in sorted(GOLDEN.glob("image_preprocess_*.json")) for case in goldens.tables(file, "cases/").items()]
+    return [pytest.param(file, name, case, id=name) for file, name, case in found]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,9 @@ def llama() -> tokenizer.Tokenizer:
 
 
 @needs_llama
-@pytest.mark.parametrize("case", cases(compat=False))
-def test_golden_rows_render_with_the_right_ids_and_labels(case: dict[str, Any], llama: tokenizer.Tokenizer) -> None:
+@pytest.mark.parametrize(("file", "case"), cases(compat=False))
+def test_golden_rows_render_with_the_right_ids_and_labels(file: Path, case: dict[str, Any], llama: tokenizer.Tokenizer) -> None:
+    goldens.compared(file, case["case_id"], goldens.DEFAULT)
     row, reference = case["row"], case["reference"]
 
     if reference["error"]:
@@ -79,22 +82,32 @@ def test_golden_rows_render_with_the_right_ids_and_labels(case: dict[str, Any], 
 
     assert out.ids[:length] == reference["input_ids"]
     assert out.labels[:length] == reference["by_construction"]["labels"]
+    assert sum(label != -100 for label in out.labels[:length]) == reference["by_construction"]["n_supervised"]
     assert out.text == reference["prompt"]
     assert len(out.ids) == length or (length == MAX_TOKENS and "image" not in row)
     assert out.cut(MAX_TOKENS).ids == reference["input_ids"][: reference["collated_length"]]
 
 
+@pytest.fixture(scope="module")
+def llama_legacy() -> tokenizer.Tokenizer:
+    return tokenizer.load(TokenizerChoice(path=str(LLAMA), form="file"))
+
+
 @needs_llama
-@pytest.mark.parametrize("case", cases(compat=True))
-def test_golden_rows_render_bug_for_bug_in_compat(case: dict[str, Any], llama: tokenizer.Tokenizer) -> None:
-    row, reference = case["row"], case["reference"]
-    stored = as_record(row)
+@pytest.mark.parametrize("kind", ["reference", "reference_legacy_tokenizer"])
+@pytest.mark.parametrize(("file", "case"), cases(compat=True))
+def test_golden_rows_render_bug_for_bug_in_compat(
+    file: Path, case: dict[str, Any], kind: str, llama: tokenizer.Tokenizer, llama_legacy: tokenizer.Tokenizer
+) -> None:
+    goldens.compared(file, case["case_id"], goldens.COMPAT)
+    row, reference = case["row"], case[kind]
+    stored, words = as_record(row), llama if kind == "reference" else llama_legacy
 
     if reference["error"]:
         with pytest.raises(RecordError, match="template"):
-            compat.render(stored, stored.turns, case["template"], llama, MAX_TOKENS)
+            compat.render(stored, stored.turns, case["template"], words, MAX_TOKENS)
         return
-    out = compat.render(stored, stored.turns, case["template"], llama, MAX_TOKENS)
+    out = compat.render(stored, stored.turns, case["template"], words, MAX_TOKENS)
 
     assert out.ids == reference["input_ids"]
     assert out.labels == reference["labels"]
@@ -102,10 +115,14 @@ def test_golden_rows_render_bug_for_bug_in_compat(case: dict[str, Any], llama: t
     cut = out.cut(MAX_TOKENS)
     assert len(cut.ids) == reference["collated_length"]
     assert sorted(cut.hidden) == reference["collated_attention_false_at"]
+    assert all(label == -100 for label in out.labels) == reference["thrown_away"]
 
 
-@pytest.mark.parametrize(("content", "case"), image_cases())
-def test_golden_pictures_give_the_right_pixels(content: dict[str, Any], case: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("file", "name", "case"), image_cases())
+def test_golden_pictures_give_the_right_pixels(file: Path, name: str, case: dict[str, Any]) -> None:
+    goldens.compared(file, name)
+    goldens.compared(GOLDEN / case["file"])
+    content = goldens.content(file)
     data = (GOLDEN / case["file"]).read_bytes()
     pad = case["image_aspect_ratio"] == "pad"
     mean, std = tuple(content["image_mean"]), tuple(content["image_std"])
@@ -114,7 +131,9 @@ def test_golden_pictures_give_the_right_pixels(content: dict[str, Any], case: di
     pixels_CHW = preprocess.pixels(data)
 
     assert preprocess.colour() == tuple(content["pad_colour_rgb"])
-    assert padded(data, preprocess).size == tuple(case["size_after_padding_wh"])
+    made = padded(data, preprocess)
+    assert made.size == tuple(case["size_after_padding_wh"])
+    assert hashlib.sha256(made.tobytes()).hexdigest() == case["padded_rgb_uint8_sha256"]
     assert pixels_CHW.shape == (3, content["crop"], content["crop"])
     assert pixels_CHW.dtype == np.float32
     places = content["sample_positions_c_y_x"]
@@ -198,6 +217,8 @@ def batch_of(io: dict[str, torch.Tensor]) -> Batch:
 @pytest.mark.parametrize("folder", models(), ids=lambda path: path.name)
 def test_golden_models_give_the_right_logits_loss_and_gradients(folder: Path, layout: str, tmp_path: Path) -> None:
     model, stated = built(folder, tmp_path, layout)
+    for name in ("config.json", f"weights_{layout}_keys.safetensors", "io.safetensors", "grad_norms.json"):
+        goldens.compared(folder / name)
     io = load_file(folder / "io.safetensors")
     batch = batch_of(io)
     spliced = model.spliced(batch)
@@ -213,7 +234,7 @@ def test_golden_models_give_the_right_logits_loss_and_gradients(folder: Path, la
     assert torch.equal(labels[seen], io["spliced_labels"][seen])
     torch.testing.assert_close(logits[seen], io["logits"][seen], atol=1e-4, rtol=0)
     assert float(mean.detach()) == pytest.approx(stated["loss"], abs=1e-5)
-    norms = json.loads((folder / "grad_norms.json").read_text())
+    norms = goldens.content(folder / "grad_norms.json")
     found = {name: p.grad for name, p in model.named_parameters()}
     trained = llava_names.to_original({name: grad for name, grad in found.items() if grad is not None})
     assert set(trained) == set(norms["grad_l2_norm"])
@@ -228,17 +249,24 @@ def test_golden_names_go_to_both_layouts(folder: Path, tmp_path: Path) -> None:
 
     original, hf = llava_names.to_original(own), llava_names.to_transformers(own)
 
-    mapping = json.loads((folder / "key_mapping.json").read_text())
+    goldens.compared(folder / "key_mapping.json")
+    mapping = goldens.content(folder / "key_mapping.json")
     assert {mapping[name]: tensor.shape for name, tensor in original.items()} == {name: tensor.shape for name, tensor in hf.items()}
     stored = load_file(folder / "weights_hf_keys.safetensors")
+    goldens.compared(folder / "hf_crosscheck.json")
+    if loaded := goldens.content(folder / "hf_crosscheck.json").get("loading_info"):
+        assert len(hf.keys() - stored.keys()) == loaded["unexpected_keys"]
+        assert len(stored.keys() - hf.keys()) == loaded["missing_keys"]
     assert hf.keys() == stored.keys()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in hf.items())
-    assert json.loads((folder / "hf_crosscheck.json").read_text())
 
 
 def test_golden_lora_layers_and_adapters_have_the_right_names() -> None:
     path = GOLDEN / "lora_and_param_groups.json"
-    stated = json.loads(path.read_text())
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    goldens.compared(path, "lora")
+    stated = goldens.content(path)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**stated["model"]["text_config"]))
 
     assert lora.targets(model, ["all"]) == stated["find_all_linear_names_before_vision_modules"]
@@ -250,6 +278,60 @@ def test_golden_lora_layers_and_adapters_have_the_right_names() -> None:
     assert set(llava_names.projector_tensors(stored, "non_lora_trainables.bin")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
+def orders(file: str, where: str) -> list[Any]:
+    return [pytest.param(name, case, id=name) for name, case in goldens.tables(GOLDEN / file, where).items()]
+
+
+GROUPS, CHUNKS, RATES = "group_by_modality_length.json", "split_to_even_chunks.json", "lr_cosine_warmup003.json"
+
+
+@pytest.mark.parametrize(("name", "case"), orders(GROUPS, "cases/"))
+def test_golden_orders_by_modality_are_those_of_the_sampler_that_ours_is_measured_against(name: str, case: dict[str, Any]) -> None:
+    goldens.compared(GOLDEN / GROUPS, name, goldens.COMPAT)
+    lengths, asked = case["lengths"], (case["batch_size"], case["world_size"])
+    torch.manual_seed(case["torch_manual_seed"])
+    assert torch.randperm(5).tolist() == case["rng_check_randperm5"]
+
+    torch.manual_seed(case["torch_manual_seed"])
+    assert padding.modality_grouped(lengths, *asked) == case["modality_grouped_order"]
+    torch.manual_seed(case["torch_manual_seed"])
+    assert padding.length_grouped([abs(length) for length in lengths], *asked) == case["length_only_grouped_order"]
+    if given := case.get("with_generator"):
+        torch.manual_seed(given["global_torch_seed"])
+        generator = torch.Generator().manual_seed(given["generator_seed"])
+        assert padding.modality_grouped(lengths, *asked, generator) == given["modality_grouped_order"]
+
+
+@pytest.mark.parametrize(("name", "case"), orders(GROUPS, "error_cases/"))
+def test_golden_lengths_that_the_sampler_refuses_are_refused(name: str, case: dict[str, Any]) -> None:
+    goldens.compared(GOLDEN / GROUPS, name, goldens.COMPAT)
+    if "error" not in case:
+        assert padding.modality_grouped(case["lengths"], 2, 2) == case["result"]
+        return
+    with pytest.raises(ValueError, match="other than 0"):
+        padding.modality_grouped(case["lengths"], 2, 2)
+
+
+@pytest.mark.parametrize(("name", "case"), orders(CHUNKS, ""))
+def test_golden_chunks_are_as_even(name: str, case: dict[str, Any]) -> None:
+    goldens.compared(GOLDEN / CHUNKS, name, goldens.COMPAT)
+
+    assert padding.even_chunks(case["indices"], case["lengths"], case["num_chunks"]) == case["result"]
+
+
+@pytest.mark.parametrize(("name", "case"), orders(RATES, ""))
+def test_golden_learning_rates_are_in_force_at_their_steps(name: str, case: dict[str, Any]) -> None:
+    goldens.compared(GOLDEN / RATES, name)
+    chosen, steps = recipes.Schedule(kind="cosine", warmup_ratio=case["warmup_ratio"]), case["num_training_steps"]
+
+    found = [case["base_lr"] * schedule.factor(step, steps, chosen) for step in range(steps + 1)]
+
+    assert schedule.warmup_steps(steps, chosen) == case["warmup_steps"]
+    assert found[:50] == pytest.approx(case["lr_used_at_step_0_to_49"], rel=1e-9)
+    assert found[-6:-1] == pytest.approx(case["lr_used_at_last_5_steps"], rel=1e-9)
+    assert found[-1] == pytest.approx(case["lr_after_last_step"], rel=1e-9, abs=1e-20)
+
+
 @needs_llama
 def test_a_sentencepiece_file_gives_the_ids_of_its_tokenizer_json(llama: tokenizer.Tokenizer, tmp_path: Path) -> None:
     shutil.copy(LLAMA / "tokenizer.model", tmp_path)
@@ -257,17 +339,20 @@ def test_a_sentencepiece_file_gives_the_ids_of_its_tokenizer_json(llama: tokeniz
     converted = tokenizer.load(TokenizerChoice(path=str(tmp_path)))
 
     for case in cases(compat=True):
-        prompt = "".join(texts(case.values[0]["row"]))
+        prompt = "".join(texts(case.values[1]["row"]))
         assert converted.encode(prompt, first=True) == llama.encode(prompt, first=True)
     assert (converted.bos, converted.eos, converted.unk, converted.size) == (llama.bos, llama.eos, llama.unk, llama.size)
 
 
-@pytest.mark.parametrize("text", ["</s>", "<s>", "<unk>", "<image>", "[SEG]", "<|im_end|>", "<|eot_id|>", "a</s>b <unk> c"])
+DATA = ("</s>", "<s>", "<unk>", "<image>", "[SEG]", "<|im_end|>", "<|eot_id|>", "a</s>b <unk> c")
+
+
 @pytest.mark.parametrize("folder", sorted(LLAMA.parent.glob("*/tokenizer.json")), ids=lambda path: path.parent.name)
-def test_no_text_becomes_a_special_token_of_a_real_tokenizer(folder: Path, text: str) -> None:
+def test_no_text_becomes_a_special_token_of_a_real_tokenizer(folder: Path) -> None:
     real = tokenizer.load(TokenizerChoice(path=str(folder.parent)))
 
-    for first in (True, False):
-        ids, _ = real.encode(text, first=first)
-        assert not set(ids) & set(real.specials.values())
-        assert len(ids) > 1
+    for text in DATA:
+        for first in (True, False):
+            ids, _ = real.encode(text, first=first)
+            assert not set(ids) & set(real.specials.values()), text
+            assert len(ids) > 1, text

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image as Pillow
 from safetensors.torch import load_file
 
 from pipelines.mmc4 import Mmc4
 from schemas import Record, RecordError, Reject
 from schemas.record import image, image_part, record, text_part, turn
-from trainer import flamingo, flamingo_names, render, schedule, tokenizer
+from tests.conformance import goldens
+from trainer import flamingo, flamingo_names, pixels, render, schedule, tokenizer
 from trainer import recipe as recipes
 from trainer.batch import Batch
 from trainer.model import token_loss
@@ -26,7 +28,7 @@ from trainer.recipe import Recipe, Source, TokenizerChoice
 from trainer.rendered import Rendered
 
 REPOSITORY = Path(__file__).parents[2]
-GOLDEN = Path(os.environ.get("SHARDWEAVE_GOLDEN", REPOSITORY / "../shared/golden")) / "openflamingo"
+GOLDEN = goldens.ROOT / "openflamingo"
 LLAMA = Path(os.environ.get("SHARDWEAVE_DATA", REPOSITORY / "../shared/data")) / "tokenizers" / "llama1-hf"
 
 if not GOLDEN.is_dir():
@@ -37,18 +39,14 @@ LITERAL = (*ADDED, "</s>", "<s>", "<unk>")
 BROKEN = ("image_decode_error", "missing_image")  # the reference drops the document, the pipeline drops the picture
 
 
-def lines(name: str) -> list[dict[str, Any]]:
-    file = GOLDEN / name
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()] if file.is_file() else []
-
-
-EXPECTED = {case["case_id"]: case for case in lines("mmc4_expected.jsonl")}
+CASES = goldens.tables(GOLDEN / "mmc4_cases.jsonl")
+EXPECTED = goldens.tables(GOLDEN / "mmc4_expected.jsonl")
 TOKENIZERS = ("tiny", "llama1") if LLAMA.is_dir() else ("tiny",)
 
 
 def documents() -> list[Any]:
     """All in compat. By default special-looking text is data, and no ChatGPT sequence is cut inside a chunk: not those."""
-    named = [(case, name) for case in lines("mmc4_cases.jsonl") for name in TOKENIZERS]
+    named = [(case, name) for case in CASES.values() for name in TOKENIZERS]
     cases = [(case, EXPECTED[case["case_id"]], name, "openflamingo") for case, name in named]
     cases += [(case, EXPECTED[case["case_id"]], name, "none") for case, name in named if not (literal(case) or cut_in_a_chunk(case))]
     return [pytest.param(*case, id=f"{case[0]['case_id']}-{case[2]}-{case[3]}") for case in cases]
@@ -64,8 +62,8 @@ def cut_in_a_chunk(case: dict[str, Any]) -> bool:
 
 
 def captions() -> list[Any]:
-    batches = json.loads((GOLDEN / "laion_captions.json").read_text()) if (GOLDEN / "laion_captions.json").is_file() else []
-    return [pytest.param(batch, name, id=f"{batch['batch_id']}-{name}") for batch in batches for name in TOKENIZERS]
+    batches = goldens.tables(GOLDEN / "laion_captions.json")
+    return [pytest.param(batch, name, id=f"{number}-{name}") for number, batch in batches.items() for name in TOKENIZERS]
 
 
 def models() -> list[Path]:
@@ -94,9 +92,6 @@ def shown(case: dict[str, Any], name: str, longest: int, coin: float, compat: st
     recipe = Recipe(template="flamingo", compat=compat)  # type: ignore[arg-type]
     kept = stored(case)
     return render.renderer(recipe, words(name), source)(kept, kept.turns, coin)
-
-
-CASES = {case["case_id"]: case for case in lines("mmc4_cases.jsonl")}
 
 
 @cache
@@ -141,6 +136,7 @@ def reason(error: Exception) -> str:
 def test_golden_documents_render_with_the_right_ids_labels_and_pictures(
     case: dict[str, Any], expected: dict[str, Any], name: str, compat: str, coin: float
 ) -> None:
+    compares(case, compat)
     told = expected["tokenizers"][name]
     kept, why = (told["kept"], told["reason"]) if coin > 0.5 else (told["kept_if_coin_le_half"], told["reason_if_coin_le_half"])
     want = told["compat_2023"] if compat == "openflamingo" or told["reading_order"] == "same" else told["reading_order"]
@@ -157,6 +153,10 @@ def test_golden_documents_render_with_the_right_ids_labels_and_pictures(
             shown(case, name, told["max_tokens"], coin, compat)
         assert reason(caught.value) == why
         return
+    if compat == "none" and set(want["labels"]) == {-100}:  # the reference trains on nothing, ours leaves it out
+        with pytest.raises(RecordError, match="nothing_to_train"):
+            shown(case, name, told["max_tokens"], coin, compat)
+        return
     out = shown(case, name, told["max_tokens"], coin, compat)
     length = sum(want["attention_mask"])
 
@@ -167,6 +167,13 @@ def test_golden_documents_render_with_the_right_ids_labels_and_pictures(
     seen = want["image_order"] if compat == "openflamingo" else want["image_order"][: want["n_image_tokens"]]
     assert numbers(case, expected, out) == seen
     assert out.ids.count(words(name).specials["<image>"]) == want["n_image_tokens"]
+
+
+def compares(case: dict[str, Any], compat: str) -> None:
+    for name in ("mmc4_cases.jsonl", "mmc4_expected.jsonl"):
+        goldens.compared(GOLDEN / name, case["case_id"], goldens.DEFAULT if compat == "none" else goldens.COMPAT)
+    for name in pictures(case["doc"]):
+        goldens.compared(GOLDEN / "images" / name)
 
 
 def pictures(document: dict[str, Any]) -> list[str]:
@@ -204,6 +211,7 @@ def test_golden_captions_render_with_the_right_ids_and_labels(batch: dict[str, A
     recipe = Recipe(template="flamingo", compat=compat)  # type: ignore[arg-type]
     show = render.renderer(recipe, words(name), Source(name="laion", task="caption", max_tokens=batch["max_tokens"]))
     want = batch["tokenizers"][name]
+    goldens.compared(GOLDEN / "laion_captions.json", batch["batch_id"], goldens.DEFAULT if compat == "none" else goldens.COMPAT)
     for row, caption in enumerate(batch["captions"]):
         if compat == "none" and any(token in caption for token in LITERAL):
             continue
@@ -219,22 +227,27 @@ def test_golden_captions_render_with_the_right_ids_and_labels(batch: dict[str, A
 
 
 def test_golden_tokenizers_have_the_right_tokens() -> None:
-    for name, stated in json.loads((GOLDEN / "tokenizer_info.json").read_text()).items():
+    for name in ("tiny_tokenizer.json", "tokenizer_info.json"):
+        goldens.compared(GOLDEN / name)
+    for name, stated in goldens.content(GOLDEN / "tokenizer_info.json").items():
         if name in TOKENIZERS:
             assert words(name).size == stated["len"]
             assert all(words(name).specials[token] == stated[token] for token in ADDED)
             assert (words(name).eos, words(name).bos is not None) == (stated["</s>"], stated["bos_first"])
 
 
+RATES = GOLDEN / "lr_schedules.json"
+
+
 def rates() -> dict[str, list[float]]:
-    path = GOLDEN / "lr_schedules.json"
-    return json.loads(path.read_text())["lr_used_at_optimizer_step"] if path.is_file() else {}
+    return goldens.content(RATES).get("lr_used_at_optimizer_step", {})
 
 
 @pytest.mark.parametrize("name", rates())
 def test_golden_learning_rates_are_in_force_at_their_steps(name: str) -> None:
     kind, _, total = name.partition("_total")
-    stated = json.loads((GOLDEN / "lr_schedules.json").read_text())
+    goldens.compared(RATES)
+    stated = goldens.content(RATES)
     chosen = recipes.Schedule(kind=kind, warmup_steps=stated["warmup_steps"])  # type: ignore[arg-type]
 
     found = [stated["base_lr"] * schedule.factor(step, int(total), chosen) for step in range(len(rates()[name]))]
@@ -244,7 +257,9 @@ def test_golden_learning_rates_are_in_force_at_their_steps(name: str) -> None:
 
 def built(folder: Path, compat: str = "openflamingo") -> tuple[flamingo.FlamingoModel, dict[str, torch.Tensor], dict[str, Any]]:
     """The reference's model with its weights, what went in and came out, and what is said of it."""
-    stated = json.loads((folder / "meta.json").read_text())
+    for name in ("meta.json", "weights.safetensors", "io.safetensors"):
+        goldens.compared(folder / name)
+    stated = goldens.content(folder / "meta.json")
     lm, shape = dict(stated["lm"]), stated["flamingo"]
     lm.pop("type")
     language = {"model_type": "llama", **lm, "attn_implementation": "eager"}
@@ -381,3 +396,16 @@ def test_golden_checkpoints_are_written_as_they_were_read(folder: Path) -> None:
 
     assert set(stated["trainable_parameters"]) <= set(written)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in written.items())
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "images").glob("*")), ids=lambda path: path.name)
+def test_golden_images_are_taken_or_refused_as_pillow_does(path: Path) -> None:
+    goldens.compared(path)
+    try:
+        expected = Pillow.open(path).convert("RGB").tobytes()
+    except (OSError, SyntaxError):
+        with pytest.raises(RecordError, match="image_decode"):
+            pixels.decoded(path.read_bytes())
+        return
+
+    assert pixels.decoded(path.read_bytes()).tobytes() == expected

@@ -135,3 +135,19 @@ def tiny(tmp_path: Path, words: str, colours: str) -> Callable[..., Recipe]:
         return recipes.load(str(path), sources=sources, settings=[*base, *settings])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory, words: str, colours: str) -> Path:
+    """A run folder: a tiny LLaVA that has learnt which colour a picture has, in 100 steps, with checkpoints of step 50 and 100."""
+    from trainer import assembly, loop
+    from trainer.log import RunFolder
+
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "tiny.toml").write_text(TINY)
+    settings = ["steps=100", "freeze.vision=false", "checkpoint.every=50", "sources.colours.batch_size=4", "log.tensorboard=false"]
+    settings += [f"tokenizer.path={words}", f"out={folder / 'colours'}"]
+    recipe = recipes.load(str(folder / "tiny.toml"), sources=[f"colours={colours}"], settings=settings)
+    with RunFolder(recipe) as opened:
+        loop.train(assembly.assemble(recipe), opened)
+    return folder / "colours"

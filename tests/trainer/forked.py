@@ -6,6 +6,7 @@ stdin: {"ranks", "words", "killed": [rank, step, where] | null}; the answer, on 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DEADLINE = 90.0  # seconds a run
+DEADLINE = 140.0  # seconds a run
 
 
 class Ended(NamedTuple):
@@ -33,10 +34,11 @@ class Ended(NamedTuple):
 class Ranks:
     """Runs commands of the trainer on several ranks. Use it as a context."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *modules: str) -> None:
+        """`modules`: what else takes long to import."""
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, *modules], cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Ranks:
@@ -47,7 +49,7 @@ class Ranks:
         self._process.communicate()
 
     def run(self, *words: str, ranks: int = 1, killed: tuple[int, int, str] | None = None) -> list[Ended]:
-        """`trainer WORDS` on so many ranks; `killed`: SIGKILL to this rank "before" this step, or while "saving" behind it."""
+        """`trainer WORDS` on so many ranks. `killed`: SIGKILL to this rank "before" this step or "saving" behind it; "asked": SIGTERM."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({"ranks": ranks, "words": words, "killed": killed}), file=self._process.stdin, flush=True)
@@ -56,6 +58,9 @@ class Ranks:
 
 def _serve() -> None:
     from trainer import __main__, assembly, blank, loop  # noqa: F401 - what takes so long
+
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -98,22 +103,23 @@ def _run(rank: int, words: list[str], killed: list[Any] | None) -> int:
 
     if killed and killed[0] == rank:
         step = killed[1]
-        if killed[2] == "before":
-            _dies(loop, "_make", lambda coming: coming.number == step)
+        if killed[2] == "saving":
+            _signalled(checkpoint, "_sync", signal.SIGKILL, lambda path: checkpoint.name(step + 1) in str(path))
         else:
-            _dies(checkpoint, "_sync", lambda path: checkpoint.name(step + 1) in str(path))
+            number = signal.SIGTERM if killed[2] == "asked" else signal.SIGKILL
+            _signalled(loop, "_make", number, lambda coming: coming.number == step)
     return __main__.main(words)
 
 
-def _dies(module: Any, name: str, when: Callable[[Any], bool]) -> None:
+def _signalled(module: Any, name: str, number: signal.Signals, when: Callable[[Any], bool]) -> None:
     real = getattr(module, name)
 
-    def dying(first: Any, *rest: Any) -> Any:
+    def signalled(first: Any, *rest: Any) -> Any:
         if when(first):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return real(first, *rest)
 
-    setattr(module, name, dying)
+    setattr(module, name, signalled)
 
 
 def _wait(children: list[int]) -> list[int]:

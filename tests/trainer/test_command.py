@@ -39,7 +39,7 @@ def test_tokens_gives_one_line_a_record(path: str, capsys: pytest.CaptureFixture
     assert status == 0
     assert [line["key"] for line in lines] == ["000000-00000000", "000000-00000001", "000000-00000002"]
     for line in lines:
-        assert set(line) == {"source", "key", "input_ids", "labels", "images", "text"}
+        assert set(line) >= {"source", "key", "input_ids", "labels", "images", "text"}
         assert line["source"] == "colours"
         assert line["input_ids"].count(-200) == 1
         assert line["images"] == [0]
@@ -94,6 +94,22 @@ def test_a_wrong_request_is_one_line_and_status_2(path: str, arguments: list[str
     assert err.count("\n") == 1
 
 
+def test_a_source_with_nothing_to_train_on_is_told_with_its_record(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = [turn("user", [text_part("a")]), turn("assistant", [text_part("b")], train=False)]
+    trains = [*silent[:1], turn("assistant", [text_part("b")])]
+    shards.write(tmp_path / "silent", [(record("silent", turns=silent), [], [])] * 3)
+    shards.write(tmp_path / "mostly", [(record("silent", turns=turns), [], []) for turns in (silent, silent, trains)])
+    arguments = ["train", path, "--out", str(tmp_path / "other"), "--source", f"colours={tmp_path}/silent"]
+
+    assert command.main(arguments) == 2
+    expected = (
+        "error: sources.colours: expected records with something to train on, found none in its first 3: 000000-00000000: nothing that"
+    )
+    assert capsys.readouterr().err.startswith(expected)
+    assert not (tmp_path / "other").exists()
+    assert command.main([*arguments[:-1], f"colours={tmp_path}/mostly"]) == 0
+
+
 def test_tokenizer_learns_from_shards(colours: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["tokenizer", "--from", colours, "--vocab", "300", "--out", str(tmp_path / "words"), "--json"]
 
@@ -110,15 +126,15 @@ def test_an_interrupt_is_one_line_and_status_130(path: str, monkeypatch: pytest.
     monkeypatch.setattr("trainer.recipe.load", interrupted)
 
     assert command.main(["tokens", path]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "error: interrupted: what is done is kept, the same command goes on\n"
 
 
-@pytest.mark.parametrize("name", ["train", "tokens", "tokenizer"])
+@pytest.mark.parametrize("name", ["train", "tokens", "tokenizer", "generate", "evaluate", "export"])
 def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main([name, "--help"])
 
-    assert f"example:\n  python -m trainer {'tokenizer' if name == 'train' else name}" in capsys.readouterr().out
+    assert f"examples:\n  python -m trainer {'tokenizer' if name == 'train' else name}" in capsys.readouterr().out
 
 
 def test_scaled_decoding_is_off_where_an_original_is_to_be_met(tiny: Callable[..., Recipe]) -> None:

@@ -300,6 +300,19 @@ def test_the_same_data_elsewhere_is_accepted_and_other_data_refused() -> None:
         check(state, {"a": "f1", "b": "f3"})
 
 
+def test_a_change_inside_of_a_block_is_said() -> None:
+    def mixture(*batch: int, group_steps: int = 32, names: str = "ab") -> Mixture:
+        return Mixture([source(name, *batch, lengths=pictures_and_texts) for name in names], "mixed", 0, group_steps=group_steps)
+
+    inside, between = (mixture(8).state(run(mixture(8), steps)[-1].next) for steps in (33, 64))
+    said = "block: changed inside of its 32 steps, so some of its draws are served twice, and as many are not"
+
+    assert mixture(8).resumed(inside)[1] == []
+    for other in (mixture(4), mixture(8, group_steps=64), mixture(8, names="a")):
+        assert said in other.resumed(inside)[1]
+    assert mixture(4).resumed(between)[1] == []
+
+
 def test_another_order_is_refused() -> None:
     state = Mixture([source("a")], "every", 0).state(Position(0, {"a": 0}))
 

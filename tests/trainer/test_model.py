@@ -132,7 +132,7 @@ def test_a_tower_s_own_preprocessing_is_used(tiny: Tiny, tmp_path: Path) -> None
         (["vision.config={}"], 'vision: expected weights = FOLDER or config = {model_type = "clip_vision_model"'),
         (
             ["vision.config.model_type=llama"],
-            "vision: expected model_type clip_vision_model or siglip_vision_model or open_clip, found llama",
+            "vision: expected model_type clip_vision_model or siglip_vision_model or open_clip or efficientnet_lite0, found llama",
         ),
         (["vision.config.model_type=nonesuch"], "vision.config: expected a configuration that transformers knows"),
         (["vision.weights=/nowhere"], "vision.weights /nowhere: expected a folder with config.json, found none"),

@@ -168,7 +168,7 @@ def served(recipe: Recipe, position: Position, steps: int, workers: int) -> list
         data=data,
         make=lambda source, draw, sample: json.loads(sample.record.meta)["id"],
         finish=lambda found: found,
-        budgets=budgets(recipe),
+        budgets=budgets(recipe, data),
     )
     with Loader(feed, position, stop=position.step + steps, workers=workers) as loader:
         return [step.made for step in loader]

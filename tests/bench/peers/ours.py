@@ -27,8 +27,8 @@ def open(ask: Ask) -> tuple[Iterable[Any], Callable[[], Any] | None]:
         return in_processes(ask), None
     order = Order([len(shard) for shard in data.shards], 0)
     given = {"rank": ask.rank, "ranks": ask.ranks, "first": ask.state or 0, "workers": ask.workers, "work": _worked(ask.work)}
-    stream = Stream(data, order, batch=ask.batch * ask.ranks, **given)
-    return Epoch(stream, ask.tensors), lambda: stream.draw
+    stream = Stream(data, order, batch=ask.batch * ask.ranks, finish=_stacked if ask.tensors else list, **given)
+    return Epoch(stream), lambda: stream.draw
 
 
 def in_processes(ask: Ask) -> Iterable[Any]:
@@ -44,14 +44,14 @@ def in_processes(ask: Ask) -> Iterable[Any]:
 class Epoch:
     """The stream until the end of the epoch; the batch in which the next begins is cut by who counts records."""
 
-    def __init__(self, stream: Stream[Any], tensors: bool) -> None:
-        self.stream, self.tensors = stream, tensors
+    def __init__(self, stream: Stream[Any]) -> None:
+        self.stream = stream
 
     def __iter__(self) -> Iterator[Any]:
         records = len(self.stream.data)
         end = (self.stream.draw // records + 1) * records
         for batch in self.stream:
-            yield _stacked(batch) if self.tensors else batch
+            yield batch
             if self.stream.draw >= end:
                 return
 
