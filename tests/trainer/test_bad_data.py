@@ -78,8 +78,11 @@ def test_two_sources_with_one_name_are_one_line(tmp_path: Path, said: Said) -> N
 def test_a_store_that_does_not_give_is_one_line_before_a_model_is_made(
     wrong: str, said: Said, s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    changes = {"endpoint": {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "key": {"AWS_SECRET_ACCESS_KEY": "wrong"}}.get(wrong, {})
-    for name, value in {**s3.environment, "HOME": str(tmp_path), "SHARDWEAVE_STORE_DEADLINE": "0.5", **changes}.items():
+    changes = {
+        "endpoint": {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "SHARDWEAVE_STORE_DEADLINE": "0.5"},
+        "key": {"AWS_SECRET_ACCESS_KEY": "wrong"},
+    }.get(wrong, {})
+    for name, value in {**s3.environment, "HOME": str(tmp_path), **changes}.items():
         monkeypatch.setenv(name, value)
     place = f"{s3.bucket()}{'-not' if wrong == 'bucket' else ''}/place"
 

@@ -10,13 +10,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
 
 import shards
 from schemas.record import image, image_part, record, text_part, turn
 from tests.trainer.conftest import COLOURS, colour_items, flat
 from tests.trainer.forked import Ended, Ranks
-from trainer import origins
+from tests.trainer.test_llava_export import prompt
+from trainer import export, origins
 from trainer import recipe as recipes
+from trainer import trained as trained_runs
+from trainer.trained import Trained
 
 PUBLISHED = [name.removesuffix("-tiny") for name in recipes.shipped() if name.endswith("-tiny")]
 
@@ -158,12 +162,19 @@ def trained(ranks: Ranks, name: str, places: dict[str, str], words: str, out: Pa
     return ranks.run("train", f"{name}-tiny", *sources, *changes, "--out", str(out), ranks=count)
 
 
+@torch.no_grad()
+def logits(run: Trained) -> torch.Tensor:
+    batch = prompt([1, -200, 5, 6, 7], run.preprocess.size)
+    batch.ids_BT[batch.ids_BT == -200] = run.tokenizer.specials.get("<image>", -200)
+    return run.model.eval().logits(batch)[0]
+
+
 def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_twin_trains_with_the_same_loss_under_every_engine(
+def test_a_twin_trains_with_the_same_loss_under_every_engine_and_is_exported(
     name: str, ranks: Ranks, places: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     [alone] = trained(ranks, name, places, words, tmp_path / "single", count=1)
@@ -178,3 +189,8 @@ def test_a_twin_trains_with_the_same_loss_under_every_engine(
         found = lines(tmp_path / engine)
         assert [line["records"] for line in found] == [line["records"] for line in expected]
         assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-4), engine
+
+    run = trained_runs.load(tmp_path / "single", settings=SAME)
+    wanted = logits(run)
+    export.export(run, "merged", tmp_path / "merged")
+    torch.testing.assert_close(logits(trained_runs.load(tmp_path / "merged")), wanted, atol=1e-5, rtol=1e-5)
