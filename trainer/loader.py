@@ -185,7 +185,7 @@ class Loader(Generic[U]):
                 self._ready.put(step)
             self._ready.put(_End)
         except CancelledError:
-            pass  # the loader was closed
+            return  # the loader was closed: nobody asks for a next step
         except BaseException as error:  # noqa: BLE001 - raised again where the next step is asked for
             self._ready.put(error)
 

@@ -5,6 +5,7 @@ As a program, it forks two ranks of the loop: `python gradients.py RECIPE OUT` w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -42,10 +43,8 @@ def of_the_loop(recipe: Recipe) -> Gradient:
     kept = engine.Single.update
     engine.Single.update = catch  # type: ignore[method-assign]
     try:
-        with RunFolder(recipe, rank=engine.launched()[0]) as folder:
+        with contextlib.suppress(Caught), RunFolder(recipe, rank=engine.launched()[0]) as folder:
             loop.train(made, folder)
-    except Caught:
-        pass
     finally:
         engine.Single.update = kept  # type: ignore[method-assign]
     return found
