@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.curation import Curation
 from pipelines.inputs import inputs, options
 from pipelines.source import Row, Source, Tally
 from schemas import RecordError, Reject, RequestError, SourceError
@@ -44,6 +45,7 @@ class Plan:
     workers: int = 1
     shard_bytes: int = SHARD_BYTES
     limit: int | None = None
+    curation: Curation = field(default_factory=Curation)
 
 
 def ingest(source: Source, where: str | Path | Place, plan: Plan) -> Manifest:
@@ -60,7 +62,7 @@ def ingest(source: Source, where: str | Path | Place, plan: Plan) -> Manifest:
         if run.finished(place):
             return manifest.read(place)
         done = _done(place, name)
-        job = _Job(source, folder, name, plan.shard_bytes, place)
+        job = _Job(source, folder, name, plan.shard_bytes, place, plan.curation)
         _convert(job, {number: unit for number, unit in enumerate(units) if number not in done}, len(units), plan.workers)
         committed = manifest.committed(place, range(len(units)))
         return finish(place, content, [committed[number] for number in range(len(units))], _notes(source))
@@ -70,7 +72,7 @@ def _content(source: Source, plan: Plan) -> dict[str, Any]:
     """What decides the output's bytes."""
     return {
         "source": source.name,
-        "options": {**options(source), "shard_bytes": plan.shard_bytes, "limit": plan.limit},
+        "options": {**options(source), "shard_bytes": plan.shard_bytes, "limit": plan.limit, **plan.curation.given()},
         "inputs": inputs(source),
         "versions": versions(),
     }
@@ -112,6 +114,7 @@ class _Job:
     run: str
     shard_bytes: int
     place: Place | None = None  # where they belong, if not there
+    curation: Curation = field(default_factory=Curation)
 
 
 class _Counters:
@@ -208,14 +211,15 @@ def _written(job: _Job, counters: _Counters, settling: Settling, number: int, un
     progress = _Progress(counters)
     with UnitWriter(job.folder, number, job.shard_bytes, job.place, settling) as writer:
         for index, row in enumerate(job.source.rows(unit)):
+            key = f"{number:06d}-{index:08d}"
             try:
-                sample = job.source.sample(row)
+                sample = job.curation.applied(key, row, job.source.sample(row))
                 size = writer.add(index, sample.record, sample.files, sample.maps)
                 if sample.counts:
                     tally.update(sample.counts)
                 progress.note(size)
             except (Reject, RecordError) as error:
-                rejects.append(manifest.reject(row.file, row.number, f"{number:06d}-{index:08d}", error))
+                rejects.append(manifest.reject(row.file, row.number, key, error))
                 progress.note(None)
         writer.seal()
     progress.flush()
