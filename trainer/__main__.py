@@ -21,9 +21,9 @@ from trainer import recipe as recipes
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:  # torch takes seconds to import: not for --help or tokens
-    from trainer.generate import Answer, Sampling
-    from trainer.held_out import Measured
-    from trainer.trained import Trained
+    from trainer.run.held_out import Measured
+    from trainer.use.generate import Answer, Sampling
+    from trainer.use.trained import Trained
 
 TRAIN = [
     "python -m trainer tokenizer --from places/captions --vocab 2000 --out places/tokenizer",
@@ -69,13 +69,16 @@ def _train(options: argparse.Namespace) -> int:
         return _plan(options, recipe)
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from trainer import sources, tokens
+    from trainer.data import sources
+    from trainer.run import tokens
 
     mixture = sources.mixture(recipe, sources.open_sources(recipe))  # a wrong place is told at once
-    from trainer import assembly, blank, checkpoint, engine, loop, plan, stop
+    from trainer import assembly, blank, loop
+    from trainer.engines import start
     from trainer.log import RunFolder
+    from trainer.run import checkpoint, plan, stop
 
-    rank, ranks = engine.launched()
+    rank, ranks = start.launched()
     plan.check(recipe)
     tokens.check(recipe)
     folder = RunFolder(recipe, resume=options.resume, rank=rank)
@@ -83,9 +86,9 @@ def _train(options: argparse.Namespace) -> int:
         mixture.resumed(checkpoint.read(folder.checkpoint).mixture)  # and so are data that changed
     if rank == 0:
         print(plan.told(plan.of_recipe(recipe, ranks)), file=sys.stderr)
-    if options.blank and engine.kind(recipe) in ("fsdp", "deepspeed"):
-        raise RequestError(f"--blank: expected a model that is whole on rank 0, found engine.kind {engine.kind(recipe)}")
-    with engine.started(recipe) as recipe, logging_redirect_tqdm():
+    if options.blank and start.kind(recipe) in ("fsdp", "deepspeed"):
+        raise RequestError(f"--blank: expected a model that is whole on rank 0, found engine.kind {start.kind(recipe)}")
+    with start.started(recipe) as recipe, logging_redirect_tqdm():
         run = assembly.assemble(recipe, rank, ranks)
         with folder:
             result = loop.train(run, folder)
@@ -101,9 +104,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, recipe: Recipe) -> int:
-    from trainer import engine, plan
+    from trainer.engines import start
+    from trainer.run import plan
 
-    made = plan.of_recipe(recipe, options.ranks or engine.launched()[1])
+    made = plan.of_recipe(recipe, options.ranks or start.launched()[1])
     command.emit(dataclasses.asdict(made), options.json, lambda: plan.told(made))
     plan.check(recipe)
     return 0
@@ -121,7 +125,7 @@ def _told(result: dict) -> str:
 
 
 def _tokens(options: argparse.Namespace) -> int:
-    from trainer import tokens
+    from trainer.run import tokens
 
     problems = 0
     for source, key, rendered, problem in tokens.seen(_recipe(options), options.records):
@@ -137,7 +141,7 @@ def _tokens(options: argparse.Namespace) -> int:
 
 def _tokenizer(options: argparse.Namespace) -> int:
     import shards
-    from trainer import vocabulary
+    from trainer.text import vocabulary
 
     places = [shards.open(place) for place in options.places]
     lines = (text for data in places for sample in data for text in vocabulary.texts(sample.record))
@@ -149,7 +153,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from trainer import generate
+    from trainer.use import generate
 
     run, sampling = _trained(options), _sampling(options)
     said = options.said or []
@@ -179,7 +183,7 @@ def _answered(answer: Answer, options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from trainer import evaluate, questions
+    from trainer.use import evaluate, questions
 
     if options.questions is None:
         measured = evaluate.losses(_trained(options), options.source, options.records)
@@ -203,7 +207,7 @@ def _measured(found: dict[str, Measured]) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from trainer import export
+    from trainer.use import export
 
     export.free(options.to)
     export.export(_trained(options), options.form, options.to, options.dtype)
@@ -216,7 +220,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _trained(options: argparse.Namespace) -> Trained:
-    from trainer import trained
+    from trainer.use import trained
 
     for library in (
         "transformers",
@@ -227,7 +231,7 @@ def _trained(options: argparse.Namespace) -> Trained:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
-    from trainer.generate import Sampling
+    from trainer.use.generate import Sampling
 
     tokens, seed = options.max_new_tokens, options.seed
     return Sampling(max_new_tokens=tokens, temperature=options.temperature, top_p=options.top_p, seed=seed)
@@ -319,7 +323,8 @@ def _export_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default float32)")
 
 
-FORMS, DTYPES = ("hf", "language", "llava", "flamingo", "merged"), ("float32", "bfloat16", "float16")  # of trainer/export.py, without torch
+# Of trainer/use/export.py, without torch.
+FORMS, DTYPES = ("hf", "language", "llava", "flamingo", "merged"), ("float32", "bfloat16", "float16")
 
 
 class _Said(argparse.Action):

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer import examples, held_out, model, sources, tokenizer, tower
-from trainer.examples import Examples
-from trainer.held_out import HeldOut
-from trainer.mixture import Mixture
+from trainer import model
+from trainer.data import examples, sources
+from trainer.data.examples import Examples
+from trainer.data.mixture import Mixture
+from trainer.data.pixels import Preprocess
+from trainer.data.sources import Data
+from trainer.engines.engine import Engine
 from trainer.model import Model
-from trainer.pixels import Preprocess
+from trainer.parts import tower
 from trainer.recipe import Recipe
-from trainer.rendered import IMAGE, Rendered
-from trainer.sources import Data
-from trainer.tokenizer import Tokenizer
+from trainer.run import held_out
+from trainer.run.held_out import HeldOut, Measure
+from trainer.text import tokenizer
+from trainer.text.rendered import IMAGE, Rendered
+from trainer.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,22 @@ class Assembly:
     examples: Examples
     model: Model
     held_out: tuple[HeldOut, ...] = ()
+
+    def measured(self, engine: Engine, done: int) -> dict[str, dict[str, float | None]]:
+        """What the log says of held-out sources behind `done` steps; nothing where the recipe does not ask. Called by all ranks."""
+        every = self.recipe.held_out.every
+        if not self.held_out or not every or (done % every and done != self.recipe.steps):
+            return {}
+        measure = Measure(
+            recipe=self.recipe,
+            preprocess=self.examples.preprocess,
+            fit=self.model.fit,
+            evaluate=engine.evaluate,
+            gather=engine.gather,
+            rank=engine.rank,
+            ranks=engine.ranks,
+        )
+        return {"held_out": {source.name: measure(source).loss for source in self.held_out}}
 
 
 def assemble(recipe: Recipe, rank: int = 0, ranks: int = 1) -> Assembly:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from schemas import RecordError
-from trainer import sources
 from trainer.assembly import Assembly
-from trainer.batch import Example, collate
-from trainer.examples import example
+from trainer.data import sources
+from trainer.data.batch import Example, collate
+from trainer.data.examples import example
 from trainer.model import Model
 
 log = logging.getLogger(__name__)

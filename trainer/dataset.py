@@ -28,16 +28,18 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from schemas import RequestError
-from trainer import assembly, batch, examples, sources, tokenizer
-from trainer import engine as engines
+from trainer import assembly
 from trainer import recipe as recipes
-from trainer.batch import MicroBatch
-from trainer.examples import Fit
-from trainer.loader import Feed, Loader, Step
-from trainer.mixture import Position
-from trainer.pixels import Preprocess
+from trainer.data import batch, examples, sources
+from trainer.data.batch import MicroBatch
+from trainer.data.examples import Fit
+from trainer.data.loader import Feed, Loader, Step
+from trainer.data.mixture import Position
+from trainer.data.pixels import Preprocess
+from trainer.data.sources import Sample
+from trainer.engines import start
 from trainer.recipe import Recipe, Source
-from trainer.sources import Sample
+from trainer.text import tokenizer
 
 State = dict[str, Any]  # of whole numbers, texts and tables of them: JSON
 Make = Callable[[str, int, Sample], Any]  # of a source's name, the draw's number, and the sample; called by several threads
@@ -199,4 +201,4 @@ def _of_ranks(rank: int | None, ranks: int | None) -> tuple[int, int]:
         return rank, ranks
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    return engines.launched()
+    return start.launched()

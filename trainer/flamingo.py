@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from schemas import RequestError
-from trainer import flamingo_names, lora, tower
-from trainer import language as languages
-from trainer.batch import Batch
-from trainer.flamingo_text import END_OF_CHUNK, IMAGE_TOKEN
+from trainer.data.batch import Batch
 from trainer.model import Model
+from trainer.parts import language as languages
+from trainer.parts import lora, tower
 from trainer.recipe import Flamingo, Recipe, VisionTower
-from trainer.rendered import Rendered
+from trainer.text.flamingo_text import END_OF_CHUNK, IMAGE_TOKEN
+from trainer.text.rendered import Rendered
+from trainer.weights import flamingo_names
 
 
 class Attention(nn.Module):

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer import language as languages
-from trainer import llava_names, lora, tower, weights
-from trainer.batch import Batch
+from trainer.data.batch import Batch
 from trainer.model import Model
+from trainer.parts import language as languages
+from trainer.parts import lora, tower
+from trainer.parts.splice import Spliced, splice
 from trainer.recipe import Projector, Recipe, VisionTower
-from trainer.rendered import IMAGE, Rendered
-from trainer.splice import Spliced, splice
+from trainer.text.rendered import IMAGE, Rendered
+from trainer.weights import files, llava_names
 
 
 class LlavaModel(Model):
@@ -101,5 +102,5 @@ def _projector(choice: Projector, wide: int, narrow: int) -> nn.Module:
     linear = nn.Linear(wide, narrow)
     projector = linear if choice.kind == "linear" else nn.Sequential(linear, nn.GELU(), nn.Linear(narrow, narrow))
     if choice.weights is not None:
-        weights.load(projector, llava_names.projector_tensors(weights.read(choice.weights), choice.weights), choice.weights)
+        files.load(projector, llava_names.projector_tensors(files.read(choice.weights), choice.weights), choice.weights)
     return projector

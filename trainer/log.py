@@ -1,4 +1,4 @@
-"""The run folder: recipe.toml, log.jsonl with a line a step, checkpoints, trained weights, loss.png, and what trainer/boards.py writes.
+"""The run folder: recipe.toml, log.jsonl with a line a step, checkpoints, trained weights, loss.png, and what trainer/run/boards.py writes.
 
 A run that goes on from a checkpoint forgets the lines of the steps behind it: they are made again.
 """
@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from schemas import RequestError
-from trainer import boards, checkpoint, plot
 from trainer.recipe import Recipe, as_toml
+from trainer.run import boards, checkpoint, plot
 
 WEIGHTS, RECIPE, LINES, PLOT = "trained.safetensors", "recipe.toml", "log.jsonl", "loss.png"
 

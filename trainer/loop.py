@@ -1,7 +1,7 @@
-"""The training loop, on one rank or several. It knows a model by `trainer/model.py` alone, and the ranks by `trainer/engine.py`.
+"""The training loop, on one rank or several. It knows a model by `trainer/model.py` alone, and the ranks by `trainer/engines/engine.py`.
 
 A step: the ranks tell each other what they have read; what a token of each source counts follows from their common number
-(trainer/weighting.py); each rank makes the same number of backward calls, the gradients are added up, and all make the same update.
+(trainer/run/weighting.py); each rank makes the same number of backward calls, the gradients are added up, and all make the same update.
 Where nobody has a token to train on, all skip the update and count it. SIGTERM to any rank ends all of them behind their step.
 """
 
@@ -23,18 +23,19 @@ from tqdm import tqdm
 
 from schemas import RequestError
 from shards import splitmix
-from trainer import batch as batches
-from trainer import checkpoint, held_out, schedule, sources, weighting
-from trainer import engine as engines
 from trainer.assembly import Assembly
-from trainer.batch import MicroBatch
-from trainer.engine import DivergedError, Engine
-from trainer.loader import Feed, Loader, Step
+from trainer.data import batch as batches
+from trainer.data import sources
+from trainer.data.batch import MicroBatch
+from trainer.data.loader import Feed, Loader, Step
+from trainer.data.mixture import Position
+from trainer.data.webdataset_source import WebdatasetSource
+from trainer.engines import start
+from trainer.engines.engine import DivergedError, Engine
 from trainer.log import RunFolder
-from trainer.mixture import Position
 from trainer.recipe import Recipe
-from trainer.stop import Stop
-from trainer.webdataset_source import WebdatasetSource
+from trainer.run import checkpoint, schedule, weighting
+from trainer.run.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 class Losses:
     """Of a step, over all ranks."""
 
-    total: float  # of all sources, multiplied
-    by_source: dict[str, float]  # mean per supervised token, not multiplied; a source without any is left out
+    total: float | None  # of all sources, multiplied; None where nobody has anything to train on
+    by_source: dict[str, float]  # mean per supervised token, not multiplied; a source without any is left out. SOURCE/TERM: of another term
     tokens: int  # supervised
 
 
@@ -67,7 +68,7 @@ def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
     StalledError, PeerError.
     """
     recipe = assembly.recipe
-    engine = engines.build(assembly.model, recipe)
+    engine = start.build(assembly.model, recipe)
     run = _begun(assembly, folder, engine)
     assembly.model.train()
     began = time.monotonic()
@@ -118,6 +119,8 @@ def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
     for name, data in assembly.data.items():
         if isinstance(data, WebdatasetSource):
             data.resume(position.draws[name])
+    if assembly.recipe.loss_norm == "rank_mean" and state.ranks not in (0, engine.ranks):
+        notes.append(f"loss_norm rank_mean: a mean over {engine.ranks} ranks is another than over {state.ranks}, as the run had until here")
     for note in [f"goes on behind step {step}", *notes] if engine.rank == 0 else []:
         log.info("%s", note)
     return Run(position, state.skipped_updates, Counter(state.bad_records))
@@ -131,13 +134,13 @@ def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run:
     told = _exchanged(step, recipe, engine, asked)
     losses = backward(engine, recipe, step.made, told)
     factor = schedule.factor(step.number, recipe.steps, recipe.schedule)
-    norm = engine.update(factor) if losses.tokens else None
+    norm = None if losses.total is None else engine.update(factor)
     run.position, run.skipped = step.position, run.skipped + (norm is None)
-    run.loss = losses.total if losses.tokens else run.loss
+    run.loss = run.loss if losses.total is None else losses.total
     run.bad = (run.bad or Counter()) + Counter({name: int(told.sum("bad", name)) for name in assembly.mixture.names})
     seconds = time.monotonic() - began + step.seconds_waiting
     made = {"lr": recipe.optimizer.lr * factor, "grad_norm": norm, "updated": norm is not None, "seconds": seconds}
-    folder.step(_line(step, losses, told, assembly, run) | made | held_out.losses(assembly, engine, step.number + 1))
+    folder.step(_line(step, losses, told, assembly, run) | made | assembly.measured(engine, step.number + 1))
     done, every = step.number + 1, recipe.checkpoint.every
     run.stopped = told.most("stop") > 0 and done < recipe.steps
     if every and recipe.checkpoint.trial and not run.tried:
@@ -149,6 +152,7 @@ def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run:
             skipped_updates=run.skipped,
             bad_records=dict(run.bad),
             versions=checkpoint.versions(),
+            ranks=engine.ranks,
         )
         checkpoint.save(folder.path, state, recipe, engine)
 
@@ -174,10 +178,10 @@ class Told:
 
 def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, asked: Stop | None = None) -> Told:
     """One exchange before the first backward: it settles the number of calls and what a token counts."""
-    tokens: Counter[str] = Counter()
+    supervised: Counter[tuple[str, str]] = Counter()
     for micro in step.made:
-        for source, count in zip(micro.sources, micro.batch.counts_B.tolist(), strict=True):
-            tokens[source] += count
+        for source, counts_L in zip(micro.sources, engine.model.counts(micro.batch).tolist(), strict=True):
+            supervised.update({(term, source): count for term, count in zip(engine.model.terms, counts_L, strict=True)})
     mine: dict[tuple[str, str], float] = {
         ("calls", ""): len(step.made),
         ("digest", ""): step.digest,
@@ -187,34 +191,43 @@ def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, ask
         ("seconds_waiting", ""): step.seconds_waiting,
     }
     for source in recipe.sources:
-        mine["tokens", source.name] = tokens[source.name]
+        mine |= {(term, source.name): supervised[term, source.name] for term in engine.model.terms}
         counts = step.counts.get(source.name)
         mine |= {(what, source.name): float(getattr(counts, what, 0)) for what in COUNTS}
     return Told(list(mine), engine.gather(list(mine.values())))
 
 
-COUNTS = ("served", "left_out", "bad", "seconds_waiting", "bytes_read", "cache_hits", "cache_misses")  # of trainer.loader.Counts
+COUNTS = ("served", "left_out", "bad", "seconds_waiting", "bytes_read", "cache_hits", "cache_misses")  # of trainer.data.loader.Counts
 
 
 def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: Told) -> Losses:
     """Add the gradient of the step's loss to the parameters. Raises DivergedError, on all ranks alike."""
-    names = [source.name for source in recipe.sources]
-    tokens = {name: int(told.sum("tokens", name)) for name in names}
-    if not sum(tokens.values()):
-        return Losses(total=0.0, by_source={}, tokens=0)
-    weights = weighting.weights(recipe, made, {name: told.each("tokens", name) for name in names})
-    calls = int(told.most("calls"))
-    sums_S = torch.zeros(len(names) + 1, dtype=torch.float64, device=recipe.device)  # the last: of all, as they count
+    names, terms = [source.name for source in recipe.sources], engine.model.terms
+    counts = {(name, term): int(told.sum(term, name)) for name in names for term in terms}
+    if not sum(counts.values()):
+        return Losses(total=None, by_source={}, tokens=0)
+    weights, calls = _weights(engine, recipe, made, told), int(told.most("calls"))
+    sums_SL = torch.zeros(len(names) + 1, len(terms), dtype=torch.float64, device=recipe.device)  # the last: of all, as they count
     for number in range(calls):
         mine = number < len(made)
-        micro, weights_B = (made[number], weights[number]) if mine else (batches.blank(), torch.zeros(1))
+        micro, weights_BL = (made[number], weights[number]) if mine else (batches.blank(), torch.zeros(1, len(terms)))
         with _fits(micro, recipe):
-            sums_B = engine.accumulate(micro.batch, weights_B, last=number == calls - 1)
+            sums_BL = engine.accumulate(micro.batch, weights_BL, last=number == calls - 1).double()
         if mine:
             rows = torch.tensor([names.index(source) for source in micro.sources], device=recipe.device)
-            sums_S.index_add_(0, rows, sums_B.double())
-            sums_S[-1] += weights_B.to(sums_B.device, torch.float64) @ sums_B.double()
-    return _losses(engine.gather(sums_S.tolist()).sum(0).tolist(), tokens)
+            sums_SL.index_add_(0, rows, sums_BL)
+            sums_SL[-1] += (weights_BL.to(sums_BL) * sums_BL).sum(0)
+    return _losses(engine.gather(sums_SL.flatten().tolist()).sum(0).tolist(), counts, terms)
+
+
+def _weights(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: Told) -> list[torch.Tensor]:
+    """What each row of each micro-batch counts in each term, (B, L)."""
+    counts = [engine.model.counts(micro.batch) for micro in made]
+    by_term = []
+    for at, term in enumerate(engine.model.terms):
+        of_all = {source.name: told.each(term, source.name) for source in recipe.sources}
+        by_term.append(weighting.weights(recipe, made, [counts_BL[:, at] for counts_BL in counts], of_all))
+    return [torch.stack(columns, 1) for columns in zip(*by_term, strict=True)]
 
 
 @contextlib.contextmanager
@@ -232,13 +245,14 @@ def _fits(micro: MicroBatch, recipe: Recipe) -> Iterator[None]:
         raise RequestError(f"{recipe.device}: out of memory: {expected}, found that they do not; try {smaller}") from error
 
 
-def _losses(sums: Sequence[float], tokens: Mapping[str, int]) -> Losses:
-    *of_sources, total = sums
-    by_name = dict(zip(tokens, of_sources, strict=True))
-    by_source = {name: by_name[name] / count for name, count in tokens.items() if count}
+def _losses(sums: Sequence[float], counts: Mapping[tuple[str, str], int], terms: Sequence[str]) -> Losses:
+    """`sums`: of each source and term, then of each term as it counts."""
+    found = zip(counts.items(), sums, strict=False)
+    by_source = {name if term == terms[0] else f"{name}/{term}": total / count for ((name, term), count), total in found if count}
+    total = sum(sums[len(counts) :])
     if not math.isfinite(total):
         raise DivergedError(f"loss: expected a finite number, found {by_source}")
-    return Losses(total=total, by_source=by_source, tokens=sum(tokens.values()))
+    return Losses(total=total, by_source=by_source, tokens=sum(count for (_, term), count in counts.items() if term == terms[0]))
 
 
 def _line(step: Step[Any], losses: Losses, told: Told, assembly: Assembly, run: Run) -> dict[str, Any]:
@@ -247,7 +261,7 @@ def _line(step: Step[Any], losses: Losses, told: Told, assembly: Assembly, run: 
     by_source = {f"{what}_by_source": {name: told.sum(what, name) for name in names} for what in COUNTS}
     return {
         "step": step.number,
-        "loss": losses.total if losses.tokens else None,
+        "loss": losses.total,
         "loss_by_source": losses.by_source,
         "tokens_supervised": losses.tokens,
         "supervised_of_positions": losses.tokens / max(1.0, told.sum("positions")),

@@ -18,23 +18,29 @@ import torch.nn.functional as F
 from torch import nn
 
 from schemas import RequestError
-from trainer import patterns, tower
-from trainer.batch import Batch
+from trainer.data.batch import Batch
+from trainer.parts import patterns, tower
 from trainer.recipe import Freeze, Recipe
-from trainer.rendered import IGNORE, Rendered
+from trainer.text.rendered import IGNORE, Rendered
 
 
 class TokenLoss(NamedTuple):
-    """Of each row, the sum of its token losses, and over how many tokens."""
+    """Of each row, the sum of its token losses, and over how many tokens. Of a model of L terms both are (B, L)."""
 
     sums_B: torch.Tensor  # float32 (float64 of a model in float64), with a graph
     counts_B: torch.Tensor  # int64
+
+    @property
+    def sums_BL(self) -> torch.Tensor:
+        """A column a term."""
+        return self.sums_B.reshape(len(self.sums_B), -1)
 
 
 class Model(nn.Module):
     """A vision-language model. Every parameter that is trained gets a gradient from every batch, also from one without pictures."""
 
     language: nn.Module
+    terms: tuple[str, ...] = ("tokens",)  # what the loss is a sum of; the loop divides each by its own count in the step
 
     @property
     def patches(self) -> int:
@@ -44,6 +50,10 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> TokenLoss:
         """The loss of predicting every supervised token from what stands before it."""
         return token_loss(*self.logits(batch))
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """How many of each term a row has, int64 (B, L): known before `forward`, which gives the same."""
+        return batch.counts_B[:, None]
 
     def fit(self, rendered: Rendered) -> Rendered:
         """The record cut to the positions that the model has. `forward` loses no token of a record that was."""
@@ -78,11 +88,11 @@ def build(recipe: Recipe, vocabulary: int, specials: Mapping[str, int] | None = 
 
     Raises RequestError where a part is not stated, or the parts and the tokenizer do not fit each other.
     """
-    device = _device(recipe.device)  # before anything takes its time
+    there = device(recipe.device)  # before anything takes its time
     torch.manual_seed(recipe.seed)
     built = made(recipe, vocabulary, specials or {})
     shared = dist.is_initialized() and recipe.engine.kind in ("fsdp", "deepspeed")  # these put each part where it belongs
-    return built if shared else built.to(device)
+    return built if shared else built.to(there)
 
 
 def made(recipe: Recipe, vocabulary: int, specials: Mapping[str, int]) -> Model:
@@ -105,7 +115,8 @@ def _freeze(model: Model, choice: Freeze) -> None:
                 named[name].requires_grad_(trained)
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """Of this machine. Raises RequestError where it has none of that name."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError

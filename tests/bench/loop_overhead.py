@@ -20,8 +20,8 @@ from tests.bench.figure import Figure
 from tests.bench.readers import DEADLINE, ROOT
 from tests.bench.workload import SMALL
 from trainer import recipe as recipes
-from trainer import vocabulary
 from trainer.recipe import Recipe
+from trainer.text import vocabulary
 
 ROUNDS, STEPS, WARM, BATCH, READY = 5, 120, 20, 8, 40
 MOST = 50.0  # ms a step of the bare loop
@@ -88,7 +88,7 @@ def bare(chosen: Recipe) -> list[float]:
     import torch
 
     from trainer import assembly, loop
-    from trainer.loader import Loader
+    from trainer.data.loader import Loader
 
     made = assembly.assemble(chosen)
     with Loader(loop.feed(made), made.mixture.start(), stop=READY, workers=0) as loader:

@@ -16,7 +16,7 @@ import torch
 
 from shards.order import Order
 from tests.bench.figure import Figure
-from trainer.mixture import Mixture, MixtureSource
+from trainer.data.mixture import Mixture, MixtureSource
 
 ROWS, RANKS, BATCH, SHARD = 65_536, 8, 16, 1024
 PATCHES, LONGEST = 576, 2048

@@ -30,14 +30,15 @@ import pipelines.__main__ as pipelines_command
 import shards
 import trainer.__main__ as trainer_command
 from tests.conftest import folder
-from trainer import log, trained
-from trainer.batch import Batch, Example, collate
-from trainer.examples import example
+from trainer import log
+from trainer.data.batch import Batch, Example, collate
+from trainer.data.examples import example
 from trainer.llava import LlavaModel
 from trainer.model import Model, TokenLoss, token_loss
-from trainer.render import renderer
-from trainer.rendered import IGNORE, IMAGE, Rendered
-from trainer.trained import Trained
+from trainer.text.render import renderer
+from trainer.text.rendered import IGNORE, IMAGE, Rendered
+from trainer.use import trained
+from trainer.use.trained import Trained
 
 FOLDS, RESAMPLES, BATCH = 5, 10_000, 16
 Photograph = list[Example]  # its captions, each as the model sees it; the first is the record's own

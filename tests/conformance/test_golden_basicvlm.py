@@ -20,14 +20,17 @@ from pipelines.llava import Llava
 from schemas import Record
 from schemas.record import image, image_part, record, text_part, turn
 from tests.conformance import goldens
-from trainer import language, llava, llava_names, lora, qwen1, render, tokenizer, tower, weights
+from trainer import llava
 from trainer import recipe as recipes
-from trainer.basicvlm_text import SYSTEM
-from trainer.batch import Batch
+from trainer.data.batch import Batch
+from trainer.data.pixels import Preprocess
 from trainer.model import token_loss
-from trainer.pixels import Preprocess
+from trainer.parts import language, lora, tower
 from trainer.recipe import Lora, Recipe, TokenizerChoice
-from trainer.rendered import Rendered
+from trainer.text import render, tokenizer
+from trainer.text.basicvlm_text import SYSTEM
+from trainer.text.rendered import Rendered
+from trainer.weights import files, llava_names, qwen1
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = goldens.ROOT / "basicvlm"
@@ -333,5 +336,5 @@ def test_golden_adapters_and_other_parameters_are_read(tmp_path: Path) -> None:
         down, up = stored[name], stored[name.replace("lora_A", "lora_B")]
         plain = name.removeprefix("base_model.model.").replace("lora_A.", "")
         torch.testing.assert_close(merged[plain], own[plain] + scale * up @ down, atol=1e-4, rtol=1e-5)
-    projector = llava_names.projector_tensors(weights.read(tmp_path / "other_params.bin"), "other_params.bin")
+    projector = llava_names.projector_tensors(files.read(tmp_path / "other_params.bin"), "other_params.bin")
     assert set(projector) == set(stated["other_params_keys"])

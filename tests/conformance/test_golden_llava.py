@@ -21,13 +21,17 @@ from schemas import Part, Record, RecordError
 from schemas.record import image, image_part, record, text_part, turn
 from tests.bench import padding
 from tests.conformance import goldens
-from trainer import compat, llava, llava_names, lora, rendered, schedule, template, tokenizer
+from trainer import llava
 from trainer import recipe as recipes
-from trainer.batch import Batch
+from trainer.data.batch import Batch
+from trainer.data.pixels import Preprocess, decoded, squared
 from trainer.model import token_loss
-from trainer.pixels import Preprocess, decoded, squared
+from trainer.parts import lora
 from trainer.recipe import LanguageModel, Lora, Projector, Recipe, TokenizerChoice, VisionTower
-from trainer.rendered import Rendered
+from trainer.run import schedule
+from trainer.text import compat, rendered, template, tokenizer
+from trainer.text.rendered import Rendered
+from trainer.weights import llava_names
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = goldens.ROOT / "llava"

@@ -20,12 +20,16 @@ from pipelines.mmc4 import Mmc4
 from schemas import Record, RecordError, Reject
 from schemas.record import image, image_part, record, text_part, turn
 from tests.conformance import goldens
-from trainer import flamingo, flamingo_names, pixels, render, schedule, tokenizer
+from trainer import flamingo
 from trainer import recipe as recipes
-from trainer.batch import Batch
+from trainer.data import pixels
+from trainer.data.batch import Batch
 from trainer.model import token_loss
 from trainer.recipe import Recipe, Source, TokenizerChoice
-from trainer.rendered import Rendered
+from trainer.run import schedule
+from trainer.text import render, tokenizer
+from trainer.text.rendered import Rendered
+from trainer.weights import flamingo_names
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = goldens.ROOT / "openflamingo"

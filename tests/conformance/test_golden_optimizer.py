@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.conformance import goldens
-from trainer import llava_names, optimizer, qwen1
 from trainer import recipe as recipes
+from trainer.engines import optimizer
 from trainer.model import Model, made
 from trainer.recipe import Freeze, LanguageModel, Lora, ParameterGroup, Recipe, VisionTower
+from trainer.weights import llava_names, qwen1
 
 if not goldens.ROOT.is_dir():
     pytest.skip(f"no reference outputs at {goldens.ROOT}", allow_module_level=True)

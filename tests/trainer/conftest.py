@@ -14,8 +14,8 @@ import shards
 from schemas import Part, Record, Turn
 from schemas.record import image, image_part, record, text_part, turn
 from trainer import recipe as recipes
-from trainer import tokenizer, vocabulary
 from trainer.recipe import Recipe, TokenizerChoice
+from trainer.text import tokenizer, vocabulary
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220), "yellow": (230, 220, 40)}
 

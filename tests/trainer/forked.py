@@ -1,7 +1,7 @@
 """A process that has imported torch once, and forks the ranks of many runs: an import takes longer than such a run.
 
 Ranks are processes with torchrun's environment and real collectives; nobody ends the others when one ends. A request is a line of JSON on
-stdin: {"ranks", "words", "killed": [rank, step, where] | null}; the answer, on stdout: [[status, stdout, stderr], ...].
+stdin: {"ranks", "words", "killed": [rank, step, where] | null, "srun"}; the answer, on stdout: [[status, stdout, stderr], ...].
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ class Ranks:
         self._process.kill()
         self._process.communicate()
 
-    def run(self, *words: str, ranks: int = 1, killed: tuple[int, int, str] | None = None) -> list[Ended]:
-        """`trainer WORDS` on so many ranks. `killed`: SIGKILL to this rank "before" this step or "saving" behind it; "asked": SIGTERM."""
+    def run(self, *words: str, ranks: int = 1, killed: tuple[int, int, str] | None = None, srun: bool = False) -> list[Ended]:
+        """`trainer WORDS` on so many ranks. `killed`: SIGKILL to this rank "before" this step or "saving" behind it; "asked": SIGTERM.
+
+        `srun`: they find SLURM's environment in place of torchrun's.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps({"ranks": ranks, "words": words, "killed": killed}), file=self._process.stdin, flush=True)
+        print(json.dumps({"ranks": ranks, "words": words, "killed": killed, "srun": srun}), file=self._process.stdin, flush=True)
         return [Ended(*ended) for ended in json.loads(self._process.stdout.readline())]
 
 
@@ -68,17 +71,28 @@ def _serve() -> None:
         answers.flush()
 
 
-def _ranks(ranks: int, words: list[str], killed: list[Any] | None) -> list[tuple[int, str, str]]:
+def _ranks(ranks: int, words: list[str], killed: list[Any] | None, srun: bool) -> list[tuple[int, str, str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        children = [_fork(rank, ranks, port, words, killed, Path(folder)) for rank in range(ranks)]
+        said = [(_srun if srun else _torchrun)(rank, ranks, port) if ranks > 1 else {} for rank in range(ranks)]
+        children = [_fork(rank, said[rank], words, killed, Path(folder)) for rank in range(ranks)]
         statuses = _wait(children)
         out, err = ([(Path(folder) / f"{rank}.{name}").read_text() for rank in range(ranks)] for name in ("out", "err"))
     return list(zip(statuses, out, err, strict=True))
 
 
-def _fork(rank: int, ranks: int, port: int, words: list[str], killed: list[Any] | None, folder: Path) -> int:
+def _torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **place}
+
+
+def _srun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    step = {"SLURM_JOB_ID": "4011", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_TASKS": str(ranks)}
+    return {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(ranks), "MASTER_PORT": str(port), **step}
+
+
+def _fork(rank: int, said: dict[str, str], words: list[str], killed: list[Any] | None, folder: Path) -> int:
     child = os.fork()
     if child:
         return child
@@ -86,9 +100,7 @@ def _fork(rank: int, ranks: int, port: int, words: list[str], killed: list[Any] 
     try:
         for name, descriptor in (("out", 1), ("err", 2)):
             os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-        if ranks > 1:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), **place}
+        os.environ |= said
         status = _run(rank, words, killed)
     except BaseException:  # noqa: BLE001 - told, and the status says so
         traceback.print_exc()
@@ -99,7 +111,8 @@ def _fork(rank: int, ranks: int, port: int, words: list[str], killed: list[Any] 
 
 
 def _run(rank: int, words: list[str], killed: list[Any] | None) -> int:
-    from trainer import __main__, checkpoint, loop
+    from trainer import __main__, loop
+    from trainer.run import checkpoint
 
     if killed and killed[0] == rank:
         step = killed[1]

@@ -17,9 +17,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from trainer import assembly, batch, engine, loop
+from trainer import assembly, loop
 from trainer import recipe as recipes
 from trainer.assembly import Assembly
+from trainer.data import batch
+from trainer.engines import single, start
 from trainer.log import RunFolder
 from trainer.recipe import Recipe
 
@@ -40,13 +42,13 @@ def of_the_loop(recipe: Recipe) -> Gradient:
         found.update(_gradient(made))
         raise Caught
 
-    kept = engine.Single.update
-    engine.Single.update = catch  # type: ignore[method-assign]
+    kept = single.Single.update
+    single.Single.update = catch  # type: ignore[method-assign]
     try:
-        with contextlib.suppress(Caught), RunFolder(recipe, rank=engine.launched()[0]) as folder:
+        with contextlib.suppress(Caught), RunFolder(recipe, rank=start.launched()[0]) as folder:
             loop.train(made, folder)
     finally:
-        engine.Single.update = kept  # type: ignore[method-assign]
+        single.Single.update = kept  # type: ignore[method-assign]
     return found
 
 
@@ -75,7 +77,7 @@ def _losses(made: Assembly, source: str, draw: np.int64, shard: np.int64, row: n
 
 
 def _assembled(recipe: Recipe) -> Assembly:
-    made = assembly.assemble(recipe, *engine.launched())
+    made = assembly.assemble(recipe, *start.launched())
     made.model.double()
     return made
 
@@ -92,7 +94,7 @@ def _fork(rank: int, port: int, recipe: Recipe, out: str) -> int:
     try:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), **place}
-        with engine.started(recipe) as own:
+        with start.started(recipe) as own:
             gradient = of_the_loop(own)
             if rank == 0:
                 safetensors.torch.save_file(gradient, out)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from schemas import Record, RecordError, RequestError
-from trainer import rendered, template, tokenizer
 from trainer.recipe import TokenizerChoice
-from trainer.tokens import marked
+from trainer.run.tokens import marked
+from trainer.text import rendered, template, tokenizer
 
 Told = Callable[..., Record]
 

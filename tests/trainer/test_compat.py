@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from schemas import Record, RecordError
-from trainer import compat
-from trainer.rendered import Rendered
-from trainer.template import SYSTEM
-from trainer.tokenizer import Tokenizer
+from trainer.text import compat
+from trainer.text.rendered import Rendered
+from trainer.text.template import SYSTEM
+from trainer.text.tokenizer import Tokenizer
 
 Told = Callable[..., Record]
 

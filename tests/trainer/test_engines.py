@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 import shards
 from schemas.record import record, text_part, turn
 from tests.trainer.forked import Ended, Ranks
-from trainer import stop
 from trainer.recipe import Recipe, as_toml
+from trainer.run import stop
 
 Tiny = Callable[..., Recipe]
 Train = Callable[..., list[Ended]]
@@ -42,7 +43,7 @@ FLAMINGO = (
 
 @pytest.fixture(scope="module")
 def ranks(root: Path) -> Iterator[Ranks]:
-    with Ranks(root, "trainer.fsdp", "trainer.deepspeed") as started:
+    with Ranks(root, "trainer.engines.fsdp", "trainer.engines.deepspeed", "tests.trainer.halves") as started:
         yield started
 
 
@@ -125,7 +126,7 @@ def test_a_run_goes_from_engine_to_engine_and_stays_the_run(train: Train, baseli
 
 
 @pytest.mark.parametrize("family", ["llava", "flamingo"])
-@pytest.mark.parametrize("name", ["fsdp", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
 def test_a_rank_without_pictures_keeps_nobody_waiting(train: Train, tmp_path: Path, name: str, family: str) -> None:
     one_each = ["steps=3", "sources.colours.batch_size=1", "sources.sums.batch_size=1", "sources.sums.min_images=0"]
     settings = [*one_each, *(FLAMINGO if family == "flamingo" else ()), "engine.activation_checkpointing=true"]
@@ -140,7 +141,7 @@ def test_a_rank_without_pictures_keeps_nobody_waiting(train: Train, tmp_path: Pa
     assert column(tmp_path / "both", "grad_norm") == pytest.approx(column(tmp_path / "single", "grad_norm"), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "zero2"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_nan_ends_all_ranks_alike(train: Train, tmp_path: Path, name: str) -> None:
     ended = train(tmp_path / "run", *ENGINES[name], "optimizer.lr=1e30", "optimizer.max_grad_norm=0", "schedule.warmup_steps=0", ranks=2)
 
@@ -150,7 +151,7 @@ def test_a_nan_ends_all_ranks_alike(train: Train, tmp_path: Path, name: str) -> 
     assert lines.pop().startswith(("error: loss: expected a finite number", "error: gradient: expected a finite norm"))
 
 
-@pytest.mark.parametrize("name", ["fsdp", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero3"])
 def test_steps_with_nothing_to_train_on_are_skipped_by_all_ranks(train: Train, tmp_path: Path, name: str) -> None:
     spoken = [[turn("user", [text_part("a")]), turn("assistant", [text_part("b")], train=number == 3)] for number in range(4)]
     shards.write(tmp_path / "quiet", ((record("quiet", turns=turns), [], []) for turns in spoken))
@@ -164,6 +165,58 @@ def test_steps_with_nothing_to_train_on_are_skipped_by_all_ranks(train: Train, t
     assert statuses(both) == [0, 0], told(both)
     assert column(tmp_path / "single", "updated").count(False) in (2, 3)
     assert column(tmp_path / "both", "updated") == column(tmp_path / "single", "updated")
+
+
+SCALED = ("precision.dtype=fp16", "engine.deepspeed.fp16.initial_scale_power=24", "engine.deepspeed.fp16.hysteresis=3")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_in_16_bits_the_curve_is_about_that_of_32_and_what_is_saved_is_float32(
+    train: Train, baseline: Path, tmp_path: Path, name: str, dtype: str
+) -> None:
+    out = tmp_path / "run"
+    fitting = ("engine.deepspeed.fp16.initial_scale_power=8",) if (name, dtype) in (("zero2", "fp16"), ("zero3", "fp16")) else ()
+    settings = (*ENGINES[name], f"precision.dtype={dtype}", *fitting)
+
+    first = train(out, *settings, ranks=2, killed=(1, 4, "asked"))
+    second = train(out, *settings, ranks=2, killed=(1, 9, "asked"))
+
+    assert statuses(first) == statuses(second) == [stop.STATUS] * 2, told(first) + told(second)
+    assert column(out, "loss") == pytest.approx(column(baseline, "loss")[:10], rel=0.05)
+    assert column(out, "loss") != column(baseline, "loss")[:10]
+    saved = out / "checkpoints" / "step-00000010"
+    for file in ("weights.safetensors", "optimizer.safetensors"):
+        assert {tensor.dtype for tensor in safetensors.torch.load_file(saved / file).values()} == {torch.float32}
+    assert (saved / "scale.json").is_file() == (dtype == "fp16")
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_s_loss_scale_goes_on_where_it_stood(train: Train, tmp_path: Path, name: str) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    train(whole, *ENGINES[name], *SCALED, ranks=2, killed=(0, 13, "asked"))
+    for number in (1, 13):  # behind two of the three overflows that it takes to halve the scale
+        ended = train(cut, *ENGINES[name], *SCALED, ranks=2, killed=(0, number, "asked"))
+        assert statuses(ended) == [stop.STATUS] * 2, told(ended)
+
+    updated = column(whole, "updated")
+    assert updated[:3] == [False] * 3
+    assert updated[-1]
+    assert column(cut, "updated") == updated
+    assert column(cut, "loss") == pytest.approx(column(whole, "loss"), rel=1e-3)
+    scales = [json.loads((run / "checkpoints" / "step-00000014" / "scale.json").read_text()) for run in (whole, cut)]
+    assert scales[0] == scales[1]
+    assert scales[0]["value"] < 2.0**24
+
+
+def test_deepspeed_at_its_smallest_scale_ends_all_ranks_alike(train: Train, tmp_path: Path) -> None:
+    smallest = ("engine.deepspeed.fp16.min_loss_scale=1048576", "engine.deepspeed.fp16.initial_scale_power=20")
+
+    ended = train(tmp_path / "run", *ENGINES["zero2"], "precision.dtype=fp16", *smallest, "engine.deepspeed.fp16.hysteresis=1", ranks=2)
+
+    assert statuses(ended) == [1, 1], told(ended)
+    assert all("error: gradient: expected a finite norm, found none at the smallest loss scale" in rank.stderr for rank in ended)
 
 
 LLAVA_ZERO2 = {

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from schemas import RequestError
-from trainer import assembly, checkpoint, ds_config, launch, loop
-from trainer import engine as engines
-from trainer.batch import Batch
-from trainer.engine import Single
-from trainer.loader import Loader
+from trainer import assembly, loop
+from trainer.data.batch import Batch
+from trainer.data.loader import Loader
+from trainer.engines import ds_config, launch, start
+from trainer.engines.single import Single
 from trainer.log import RunFolder
 from trainer.recipe import Recipe
+from trainer.run import checkpoint
 
 Tiny = Callable[..., Recipe]
 
@@ -34,14 +35,14 @@ def run(recipe: Recipe) -> list[dict]:
 def step(recipe: Recipe) -> tuple[Single, list[Any]]:
     """An engine, and the micro-batches of its first step."""
     made = assembly.assemble(recipe)
-    engine = engines.build(made.model, recipe)
+    engine = start.build(made.model, recipe)
     with Loader(loop.feed(made), made.mixture.start(), stop=1, workers=0) as loader:
         return engine, next(loader).made  # type: ignore[return-value]
 
 
 def accumulated(engine: Single, made: Sequence[Any]) -> dict[str, torch.Tensor]:
     for micro in made:
-        engine.accumulate(micro.batch, torch.ones(len(micro.sources)), last=True)
+        engine.accumulate(micro.batch, torch.ones(len(micro.sources), 1), last=True)
     return {name: parameter.grad for name, parameter in engine.trained.items() if parameter.grad is not None}
 
 
@@ -262,6 +263,6 @@ def test_ranks_are_needed_for_an_engine_of_ranks(tiny: Tiny, monkeypatch: pytest
     monkeypatch.delenv("RANK", raising=False)
     with (
         pytest.raises(RequestError, match=r"engine\.kind fsdp: expected to be started by torchrun, deepspeed or srun"),
-        engines.started(tiny("engine.kind=fsdp")),
+        start.started(tiny("engine.kind=fsdp")),
     ):
         pass

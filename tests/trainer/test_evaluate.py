@@ -12,11 +12,13 @@ import shards
 from schemas import RequestError
 from schemas.record import image, image_part, record, text_part, turn
 from trainer import __main__ as command
-from trainer import evaluate, generate, questions, render, sources, trained
-from trainer.batch import collate
-from trainer.examples import example
-from trainer.generate import Sampling
-from trainer.trained import Trained
+from trainer.data import sources
+from trainer.data.batch import collate
+from trainer.data.examples import example
+from trainer.text import render
+from trainer.use import evaluate, generate, questions, trained
+from trainer.use.generate import Sampling
+from trainer.use.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_nothing_is_answered_twice(run: Trained, exam: Path, tmp_path: Path, mon
     asked = []
     answers = generate.answers
     monkeypatch.setattr(
-        "trainer.generate.answers", lambda run, prompts, sampling: (asked.append(len(prompts)), answers(run, prompts, sampling))[1]
+        "trainer.use.generate.answers", lambda run, prompts, sampling: (asked.append(len(prompts)), answers(run, prompts, sampling))[1]
     )
 
     answered(run, exam, tmp_path / "most.jsonl")

@@ -11,9 +11,11 @@ import pytest
 import shards
 from schemas import RecordError, RequestError
 from schemas.record import image, image_part, record, region, text_part, turn
-from trainer import assembly, examples, tokenizer
-from trainer.batch import Example
+from trainer import assembly
+from trainer.data import examples
+from trainer.data.batch import Example
 from trainer.recipe import Recipe
+from trainer.text import tokenizer
 
 Tiny = Callable[..., Recipe]
 

@@ -15,11 +15,13 @@ from schemas import RequestError
 from tests.trainer.test_flamingo import TOWER, language
 from tests.trainer.test_llava_export import prompt
 from trainer import __main__ as command
-from trainer import assembly, export, generate, model, recipe, tokenizer, trained
-from trainer.batch import Batch
-from trainer.generate import Sampling
+from trainer import assembly, model, recipe
+from trainer.data.batch import Batch
 from trainer.recipe import Recipe
-from trainer.trained import Trained
+from trainer.text import tokenizer
+from trainer.use import export, generate, trained
+from trainer.use.generate import Sampling
+from trainer.use.trained import Trained
 
 Tiny = Callable[..., Recipe]
 IDS = [1, -200, 5, 6, 7]
@@ -173,7 +175,7 @@ def test_a_folder_that_holds_something_is_refused_before_weights_are_read(
 
 
 def test_a_configuration_that_a_recipe_can_not_hold_is_told() -> None:
-    from trainer import config
+    from trainer.weights import config
 
     whole = config.as_table(transformers.MistralConfig(hidden_size=32), "language")
     assert config.read(None, whole, "language", "llama").to_dict() == transformers.MistralConfig(hidden_size=32).to_dict()

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from schemas import Record, RequestError
-from trainer import assembly, blank, flamingo, flamingo_names, flamingo_released, flamingo_text, loop, model, render, tokenizer
-from trainer.batch import Batch
+from trainer import assembly, blank, flamingo, loop, model
+from trainer.data.batch import Batch
 from trainer.log import RunFolder
+from trainer.parts import flamingo_released
 from trainer.recipe import Recipe, Source, TokenizerChoice
-from trainer.rendered import LeftOut
-from trainer.tokens import marked
+from trainer.run.tokens import marked
+from trainer.text import flamingo_text, render, tokenizer
+from trainer.text.rendered import LeftOut
+from trainer.weights import flamingo_names
 
 Tiny = Callable[..., Recipe]
 Told = Callable[..., Record]

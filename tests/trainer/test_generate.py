@@ -12,10 +12,13 @@ from schemas import RequestError
 from schemas.record import image_part, text_part, turn
 from tests.trainer.test_flamingo import TOWER, language
 from trainer import __main__ as command
-from trainer import generate, model, prompt, tokenizer, tower, trained
-from trainer.generate import Sampling
+from trainer import model
+from trainer.parts import tower
 from trainer.recipe import Recipe
-from trainer.trained import Trained
+from trainer.text import tokenizer
+from trainer.use import generate, prompt, trained
+from trainer.use.generate import Sampling
+from trainer.use.trained import Trained
 
 Tiny = Callable[..., Recipe]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 220), "yellow": (230, 220, 40)}

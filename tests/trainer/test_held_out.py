@@ -9,9 +9,12 @@ import safetensors.torch
 import torch
 
 from schemas import RequestError
-from trainer import assembly, evaluate, held_out, loop, recipe, tokenizer, trained
+from trainer import assembly, loop, recipe
 from trainer.log import RunFolder
 from trainer.recipe import Recipe
+from trainer.run import held_out
+from trainer.text import tokenizer
+from trainer.use import evaluate, trained
 
 Tiny = Callable[..., Recipe]
 
@@ -87,5 +90,5 @@ def test_a_held_out_source_s_place_may_come_with_the_command(tiny: Tiny, colours
     bound = recipe.load(str(path), sources=[f"val={colours}"])
 
     assert (bound.held_out.sources[0].shards, bound.held_out.sources[0].template) == (colours, "plain")
-    assert recipe.harmless("held_out.sources.val.shards")
-    assert recipe.harmless("held_out.every")
+    assert recipe.harmless("held_out.sources.val.shards", Recipe())
+    assert recipe.harmless("held_out.every", Recipe())

@@ -10,9 +10,11 @@ import torch
 import transformers
 
 from schemas import RequestError
-from trainer import llava, llava_export, model, tokenizer
-from trainer.batch import Batch
+from trainer import llava, model
+from trainer.data.batch import Batch
 from trainer.recipe import Recipe, TokenizerChoice
+from trainer.text import tokenizer
+from trainer.use import llava_export
 
 Tiny = Callable[..., Recipe]
 

@@ -15,10 +15,10 @@ from schemas import RecordError
 from schemas.record import record, text_part, turn
 from shards.budget import Budget, BudgetError
 from shards.order import Order
-from trainer.loader import Feed, Loader, StalledError
-from trainer.mixture import Mixture, MixtureSource
-from trainer.rendered import LeftOut
-from trainer.sources import Sample
+from trainer.data.loader import Feed, Loader, StalledError
+from trainer.data.mixture import Mixture, MixtureSource
+from trainer.data.sources import Sample
+from trainer.text.rendered import LeftOut
 
 Make = Callable[[str, int, Sample], Any]
 

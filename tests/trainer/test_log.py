@@ -14,9 +14,9 @@ import pytest
 from PIL import Image as Pillow
 
 from schemas import RequestError
-from trainer import boards, plot
 from trainer.log import RunFolder
 from trainer.recipe import Recipe, as_toml
+from trainer.run import boards, plot
 
 Tiny = Callable[..., Recipe]
 

@@ -12,10 +12,10 @@ import shards
 from schemas import RequestError, ShardError
 from schemas.record import image, image_part, record, text_part, turn
 from trainer import assembly, blank, loop
-from trainer import engine as engines
 from trainer import recipe as recipes
 from trainer.assembly import Assembly
-from trainer.loader import Loader
+from trainer.data.loader import Loader
+from trainer.engines import start
 from trainer.log import RunFolder
 from trainer.recipe import Recipe
 
@@ -33,7 +33,7 @@ def run(recipe: Recipe) -> tuple[dict, list[dict], Assembly]:
 
 def gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     made = assembly.assemble(recipe)
-    engine = engines.build(made.model, recipe)
+    engine = start.build(made.model, recipe)
     with Loader(loop.feed(made), made.mixture.start(), stop=1, workers=0) as loader:
         step = next(loader)
     loop.backward(engine, recipe, step.made, loop._exchanged(step, recipe, engine))
@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny: Tiny) -> None:
 
 
 def test_weight_decay_is_for_matrices_alone(tiny: Tiny) -> None:
-    from trainer import optimizer
+    from trainer.engines import optimizer
 
     recipe = tiny("optimizer.weight_decay=0.1")
     made = optimizer.build(assembly.assemble(recipe).model, recipe.optimizer)

@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from schemas import RequestError
-from trainer import lora, qwen1
+from trainer.parts import lora
 from trainer.recipe import Lora
+from trainer.weights import qwen1
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

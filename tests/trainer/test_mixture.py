@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas import RequestError
 from shards.order import Order
-from trainer.mixture import Mixture, MixtureSource, Planned, Position, check
+from trainer.data.mixture import Mixture, MixtureSource, Planned, Position, check
 
 
 def source(name: str, batch_size: int = 8, *, records: int = 100, **fields: Any) -> MixtureSource:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from schemas import RequestError
-from trainer import llava, model, tower
-from trainer.batch import Example, collate
+from trainer import llava, model
+from trainer.data.batch import Example, collate
+from trainer.parts import tower
+from trainer.parts.splice import splice
 from trainer.recipe import Recipe
-from trainer.rendered import Rendered
-from trainer.splice import splice
+from trainer.text.rendered import Rendered
 
 Tiny = Callable[..., Recipe]
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from schemas import RequestError
-from trainer import assembly, loop, optimizer
+from trainer import assembly, loop
 from trainer import recipe as recipes
+from trainer.engines import optimizer
 from trainer.log import RunFolder
 from trainer.recipe import Optimizer, ParameterGroup, Recipe
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as Pillow
 
 from schemas import RecordError
-from trainer.pixels import Preprocess, decoded, squared
+from trainer.data.pixels import Preprocess, decoded, squared
 
 
 def processor(*, size: int = 4, squash: bool = False, pad: bool = False) -> Preprocess:

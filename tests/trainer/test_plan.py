@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from schemas import RequestError
-from trainer import __main__, assembly, plan, sources
+from trainer import __main__, assembly
 from trainer import recipe as recipes
+from trainer.data import sources
 from trainer.recipe import Recipe, as_toml
+from trainer.run import plan
 
 Tiny = Callable[..., Recipe]
 EVERY = ("sources.colours.batch_size=4",)  # all the records that there are

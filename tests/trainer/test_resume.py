@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainer.forked import Ended, Ranks
 from trainer.recipe import Recipe, as_toml
+from trainer.run import stop
 
 Tiny = Callable[..., Recipe]
 Train = Callable[..., list[Ended]]
@@ -71,6 +73,49 @@ def test_a_run_killed_twice_and_gone_on_with_at_other_ranks_and_workers_is_the_r
     assert column(killed, "records") == column(whole, "records")
     assert column(killed, "loss") == pytest.approx(column(whole, "loss"), rel=2e-5)
     assert column(killed, "grad_norm") == pytest.approx(column(whole, "grad_norm"), rel=1e-4)
+
+
+def test_under_a_mean_of_means_micro_batches_stay_unless_asked_and_other_ranks_are_told(train: Train, tmp_path: Path) -> None:
+    settings = ("loss_norm=rank_mean", "sources.colours.micro_batch_size=4")
+    train(tmp_path / "run", *settings, killed=(0, 5, "before"))
+
+    [refused] = train(tmp_path / "run", *settings, "sources.colours.micro_batch_size=2")
+    [asked] = train(tmp_path / "run", *settings, "sources.colours.micro_batch_size=2", words=("--resume",), killed=(0, 7, "asked"))
+    both = train(tmp_path / "run", *settings, "sources.colours.micro_batch_size=2", ranks=2)
+
+    assert refused.status == 2
+    assert "found another sources.colours.micro_batch_size: was 4, is 2 (--resume goes on with what changed)" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert asked.status == stop.STATUS, asked.stderr
+    assert "loss_norm" not in asked.stderr
+    assert statuses(both) == [0, 0], both[0].stderr
+    assert both[0].stderr.count("loss_norm rank_mean: a mean over 2 ranks is another than over 1") == 1
+
+
+def test_ranks_that_srun_starts_are_the_ranks_of_torchrun(train: Train, tmp_path: Path) -> None:
+    torchrun, srun = tmp_path / "torchrun", tmp_path / "srun"
+
+    ended = [train(torchrun, "steps=3", ranks=2), train(srun, "steps=3", ranks=2, srun=True)]
+
+    assert [statuses(ranks) for ranks in ended] == [[0, 0], [0, 0]], ended[1][0].stderr
+    assert column(srun, "loss") == column(torchrun, "loss")
+    assert (srun / "trained.safetensors").read_bytes() == (torchrun / "trained.safetensors").read_bytes()
+
+
+def test_ranks_without_the_recipe_s_gpus_say_so_in_a_line(train: Train, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs here")
+
+    for count in (1, 2):
+        ended = train(tmp_path / "run", "device=cuda", ranks=count)
+
+        assert statuses(ended) == [2] * count
+        for rank in ended:
+            [line] = [line for line in rank.stderr.splitlines() if line.startswith("error")]
+            assert line.startswith("error: device cuda: expected a device of this machine, found ")
+            assert line.endswith("--set device=cpu runs without")
+            assert "Traceback" not in rank.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_at_the_same_number_of_ranks_it_is_the_run_to_the_last_bit(train: Train, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.recipe import Schedule
-from trainer.schedule import factor
+from trainer.run.schedule import factor
 
 
 def test_warmup_rises_from_nothing_and_the_cosine_falls_to_nothing() -> None:

@@ -15,10 +15,14 @@ import shards
 from schemas import RequestError
 from schemas.record import image, image_part, record, text_part, turn
 from tests.bench import sees
-from trainer import efficientnet, language, log, packaged, tokenizer, tower, trained, weights
+from trainer import log
 from trainer import recipe as recipes
 from trainer.__main__ import main
+from trainer.parts import efficientnet, language, tower
 from trainer.recipe import Recipe, VisionTower
+from trainer.text import tokenizer
+from trainer.use import trained
+from trainer.weights import files, packaged
 
 NEW = VisionTower(config={"model_type": efficientnet.KIND}, select_layer=-1)
 
@@ -86,7 +90,7 @@ def test_its_tokens_are_those_that_smollm_writes(spoken: tuple[tokenizer.Tokeniz
 def test_the_tower_sees_what_is_on_a_photograph(smol: Recipe, name: str, classes: set[int]) -> None:
     data = pytest.importorskip("skimage.data", reason="no photographs: scikit-image is not installed")
     photo = (Path(data.__file__).parent / name).read_bytes()
-    made, stored = tower.build(smol.vision), weights.read(packaged.path(str(smol.vision.weights)))
+    made, stored = tower.build(smol.vision), files.read(packaged.path(str(smol.vision.weights)))
 
     patches_NPW = tower.patches(made, torch.from_numpy(tower.preprocess(smol).pixels(photo))[None], smol.vision)
 
@@ -153,7 +157,7 @@ def test_a_few_steps_lower_the_loss_and_train_the_projector_and_lora_alone(smol:
 
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / log.LINES).read_text().splitlines()]
     assert losses[-1] < losses[0]
-    assert {name.split(".")[0] for name in weights.read(tmp_path / "run") if "lora_" not in name} == {"projector"}
+    assert {name.split(".")[0] for name in files.read(tmp_path / "run") if "lora_" not in name} == {"projector"}
     run = trained.load(tmp_path / "run")
     sums_PC, counts_C = sees.losses(run.model, sees.photographs(run, two))  # holds itself against the model's own loss
     assert sums_PC.shape == (2, 2)

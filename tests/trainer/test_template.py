@@ -7,11 +7,11 @@ import pytest
 
 from schemas import Record, RecordError
 from schemas.record import image_part, record, region_part, text_part, turn
-from trainer import template
-from trainer.rendered import End, Picture, Text, tokenise
-from trainer.template import SYSTEM
-from trainer.tokenizer import Tokenizer
-from trainer.tokens import marked
+from trainer.run.tokens import marked
+from trainer.text import template
+from trainer.text.rendered import End, Picture, Text, tokenise
+from trainer.text.template import SYSTEM
+from trainer.text.tokenizer import Tokenizer
 
 Told = Callable[..., Record]
 

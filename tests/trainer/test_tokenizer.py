@@ -10,9 +10,9 @@ import tokenizers
 from tokenizers import AddedToken, models, normalizers, processors
 
 from schemas import Record, RequestError
-from trainer import template, tokenizer, vocabulary
 from trainer.recipe import TokenizerChoice
-from trainer.rendered import IMAGE, tokenise
+from trainer.text import template, tokenizer, vocabulary
+from trainer.text.rendered import IMAGE, tokenise
 
 SPECIAL_LOOKING = ["</s>", "<s>", "<unk>", "<pad>", "<image>", "[SEG]", "<|im_end|>", "<think>", "a</s>b", " </s> "]
 

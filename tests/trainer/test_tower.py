@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from schemas import RequestError
-from trainer import tower
+from trainer.parts import tower
 from trainer.recipe import Recipe, VisionTower
 
 Tiny = Callable[..., Recipe]

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from schemas import RequestError, ShardError
-from trainer import trained
+from trainer.use import trained
 
 LAST = "checkpoints/step-00000100"
 

@@ -13,11 +13,11 @@ from schemas import RecordError, RequestError, ShardError
 from shards import foreign
 from tests.shards.foreign_tars import any_tar, by_webdataset, document, img2dataset, img2dataset_rows, openflamingo
 from tests.shards.records import picture
-from trainer.loader import Feed, Loader
-from trainer.mixture import Position
+from trainer.data.loader import Feed, Loader
+from trainer.data.mixture import Position
+from trainer.data.sources import budgets, mixture, open_sources
+from trainer.data.webdataset_source import WebdatasetSample, WebdatasetSource, tars
 from trainer.recipe import Recipe, Source
-from trainer.sources import budgets, mixture, open_sources
-from trainer.webdataset_source import WebdatasetSample, WebdatasetSource, tars
 
 
 def ids(found: list[WebdatasetSample | RecordError | ShardError]) -> list[str]:
@@ -148,7 +148,7 @@ def test_without_the_package_there_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['webdataset'] = None\n"
         "from schemas import RequestError\n"
-        "from trainer.webdataset_source import WebdatasetSource\n"
+        "from trainer.data.webdataset_source import WebdatasetSource\n"
         "try:\n    WebdatasetSource('laion', sys.argv[1])\n"
         "except RequestError as error:\n    print(error)\n"
     )

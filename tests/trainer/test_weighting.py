@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trainer import assembly, loop
-from trainer import engine as engines
-from trainer.batch import Batch, MicroBatch
-from trainer.loader import Loader
+from trainer.data.batch import Batch, MicroBatch
+from trainer.data.loader import Loader
+from trainer.engines import start
 from trainer.recipe import Mixture, Recipe, Source
-from trainer.rendered import IGNORE
-from trainer.weighting import weights
+from trainer.run.weighting import weights
+from trainer.text.rendered import IGNORE
 
 A, B = Source(name="a"), Source(name="b", loss_multiplier=0.2)
 
@@ -29,7 +29,7 @@ def micro(*rows: tuple[str, int]) -> MicroBatch:
 
 
 def counted(recipe: Recipe, made: Sequence[MicroBatch], tokens: dict[str, list[float]]) -> list[list[float]]:
-    return [row.tolist() for row in weights(recipe, made, tokens)]
+    return [row.tolist() for row in weights(recipe, made, [micro.batch.counts_B for micro in made], tokens)]
 
 
 # Two micro-batches of a, with 4 and 2 tokens, and one of b with 5; the other rank has 6 of a and none of b.
@@ -71,7 +71,7 @@ def test_what_has_no_token_counts_nothing_and_is_not_counted(loss_norm: str) -> 
 def test_the_loss_of_a_step_is_the_mean_of_the_micro_batches_means(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny("loss_norm=rank_mean", "sources.colours.batch_size=4", "sources.colours.micro_batch_size=1")
     made = assembly.assemble(recipe)
-    engine = engines.build(made.model, recipe)
+    engine = start.build(made.model, recipe)
     with Loader(loop.feed(made), made.mixture.start(), stop=1, workers=0) as loader:
         step = next(loader)
     with torch.no_grad():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from schemas import RequestError
-from trainer import tokenizer, weights
-from trainer.recipe import TokenizerChoice
+from trainer.parts import language, tower
+from trainer.recipe import LanguageModel, TokenizerChoice, VisionTower
+from trainer.text import tokenizer
+from trainer.weights import files
 
 
 class Evil:
@@ -25,7 +28,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, capsys: pytest.
 
     for name in ("a.bin", "b.pt"):
         with pytest.raises(RequestError, match="expected weights, found"):
-            weights.read(tmp_path / name)
+            files.read(tmp_path / name)
     assert "run" not in capsys.readouterr().out
 
 
@@ -35,16 +38,29 @@ def test_the_files_of_a_folder_are_one_table(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
 
-    assert set(weights.read(tmp_path)) == {"a", "b"}
+    assert set(files.read(tmp_path)) == {"a", "b"}
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(RequestError, match=r"expected model-2.safetensors, which model.safetensors.index.json lists"):
-        weights.read(tmp_path)
+        files.read(tmp_path)
 
 
 def test_a_training_checkpoint_of_openflamingo_is_its_model(tmp_path: Path) -> None:
     torch.save({"epoch": 1, "model_state_dict": {"module.perceiver.latents": torch.ones(1)}}, tmp_path / "checkpoint_1.pt")
 
-    assert set(weights.read(tmp_path / "checkpoint_1.pt")) == {"perceiver.latents"}
+    assert set(files.read(tmp_path / "checkpoint_1.pt")) == {"perceiver.latents"}
+
+
+@pytest.mark.parametrize("part", ["language", "vision"])
+def test_code_that_comes_with_weights_is_never_run(tmp_path: Path, part: str) -> None:
+    auto = {"AutoConfig": "configuration_mosaic_gpt.MosaicGPTConfig", "AutoModelForCausalLM": "mosaic_gpt.MosaicGPT"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mosaic_gpt", "auto_map": auto, "d_model": 2048}))
+    (tmp_path / "configuration_mosaic_gpt.py").write_text("raise SystemExit('run')")
+
+    told = (
+        f"{part}.weights {tmp_path}: expected a model that transformers knows, found mosaic_gpt: code that comes with weights is never run"
+    )
+    with pytest.raises(RequestError, match=re.escape(told)):
+        language.shape(LanguageModel(weights=str(tmp_path))) if part == "language" else tower.config(VisionTower(weights=str(tmp_path)))
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
@@ -57,9 +73,9 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         ({"gamma": torch.zeros(2)}, "f: gamma: expected one of the model's 2 parameters"),
     ):
         with pytest.raises(RequestError, match=told):
-            weights.load(layer, tensors, "f")
+            files.load(layer, tensors, "f")
     with pytest.raises(RequestError, match=r"broken.safetensors: expected weights, found"):
-        weights.read(tmp_path / "broken.safetensors")
+        files.read(tmp_path / "broken.safetensors")
 
 
 def test_a_tiktoken_file_is_read_as_qwen_reads_it(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""From draws to batches: the mixture, the loader, pictures. Imports recipe, text."""

@@ -1,0 +1,1 @@
+"""What stands around the loop: checkpoints, held-out loss, the plan, boards. Knows engines and trainer.model, and no family."""

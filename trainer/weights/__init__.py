@@ -1,0 +1,1 @@
+"""Weight files, whoever wrote them: what is in them, under whose names. Imports trainer.recipe."""
