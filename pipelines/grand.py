@@ -36,7 +36,6 @@ Decisions:
 from __future__ import annotations
 
 import math
-import os
 import re
 import tarfile
 import zlib
@@ -49,13 +48,13 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple, cast
 
 import msgspec
-import numpy as np
 from isal import igzip, isal_zlib
 
+from pipelines import nearby
 from pipelines.images import Images
+from pipelines.names import Names
 from pipelines.rows import BOM, decode, decode_nan, once, position
 from pipelines.source import Row, Sample, Tally, even, option, verify
-from pipelines.stores import Folder
 from schemas import Expression, Image, Mask, Region, Reject, RequestError, SourceError, Span, Turn, record
 from schemas.mask import MaskRefused, from_compressed, from_runs
 
@@ -64,11 +63,13 @@ MAX_SCENE = 64 << 20  # bytes of one JSON; the largest known has 1 MB
 MAX_META = 60_000  # bytes: format 1 allows 64,000
 MAX_DETAILS = 1_000  # phrases of one caption
 SNIFFED = 10  # scenes of each input
+MAX_EXTENSION, MAX_EXTENSIONS = 1 << 20, 16  # bytes of a PAX or long-name header; of one member
 HEAD = 4096  # bytes in which the image's name stands
 KNOWN = frozenset(("objects", "floating_objects", "short_captions", "dense_caption", "captions"))
 _PREFIX = re.compile(r"\s*(?:ass)?istant:\s*", re.I)
 _FIRST_KEY = re.compile(rb'\s*\{\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*:')
-_BROKEN_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, cast(type[Exception], isal_zlib.IsalError))
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_BROKEN_TAR = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, cast(type[Exception], isal_zlib.IsalError))
 
 
 class Thing(msgspec.Struct):
@@ -143,22 +144,49 @@ _keys = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]])
 
 
 class Files(NamedTuple):
-    """JSON files under a folder: names as bytes in one array, because there are millions of them."""
+    """A unit of scenes that are files: their names under a root; without one, as they were given."""
 
     root: str
-    names: np.ndarray
-
-    def path(self, at: int) -> Path:
-        """Where one is."""
-        return Path(self.root, os.fsdecode(self.names[at]))
+    names: Sequence[str]
 
 
-class Unit(NamedTuple):
-    """Scenes [start, stop) of one input; a tar's are only counted where there is a limit."""
+class Part(NamedTuple):
+    """A unit that is a tar, or the first scenes of one where there is a limit."""
 
-    input: int
-    start: int
+    path: Path
     stop: int | None
+
+
+class _Folder(NamedTuple):
+    """What lies in a folder of annotations."""
+
+    scenes: Names
+    tars: list[Path]
+    counted: Names  # of both, and of all others, what is a part of the input
+
+
+class _Loose(NamedTuple):
+    """An input: scenes that are files under a root."""
+
+    root: str
+    names: Names
+
+
+class Units(Sequence[Files | Part]):
+    """Runs of files, and tars, in order. Names are read when a unit is asked for: there are millions of them."""
+
+    def __init__(self, cuts: Sequence[tuple[_Loose | Path, int, int | None]]) -> None:
+        self._cuts = cuts
+
+    def __reduce__(self) -> tuple[type[list[Files | Part]], tuple[list[Files | Part]]]:
+        return list, (list(self),)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __getitem__(self, number: Any) -> Any:
+        input, start, stop = self._cuts[number]
+        return Part(input, stop) if isinstance(input, Path) else Files(input.root, tuple(input.names.part(start, stop or start)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,21 +202,21 @@ class Grand:
     images: tuple[Path, ...] = option("folder, .zip or .tar of SA-1B pictures; repeatable", reads="pictures", default=())
     verify: str = verify()
 
-    def units(self, limit: int | None) -> Sequence[Unit]:
+    def units(self, limit: int | None) -> Sequence[Files | Part]:
         """Runs of files, and tars whole, in the order in which they were named, a folder's files before its tars."""
-        found: list[Unit] = []
-        for number, input in enumerate(self._inputs):
+        found: list[tuple[_Loose | Path, int, int | None]] = []
+        for input in self._inputs:
             if limit is not None and limit <= 0:
                 break
             _sniff(input)
             cut = _cut(input, limit)
-            found += [Unit(number, *range) for range in cut]
+            found += [(input, *range) for range in cut]
             limit = None if limit is None else limit - sum((stop or 0) - start for start, stop in cut)
-        return found
+        return Units(found)
 
-    def rows(self, unit: Unit) -> Iterator[Row]:
+    def rows(self, unit: Files | Part) -> Iterator[Row]:
         """Its scenes, as the bytes of their JSON; None for one that is too long."""
-        for file, number, data in _read(self._inputs[unit.input], unit.start, unit.stop, MAX_SCENE + 1):
+        for file, number, data in _read(unit, MAX_SCENE + 1):
             yield Row(file, number, data if len(data) <= MAX_SCENE else None)
 
     def sample(self, row: Row) -> Sample:
@@ -209,18 +237,28 @@ class Grand:
 
     def references(self) -> Iterator[Sequence[str]]:
         """The picture of each scene: the only key of its JSON, which stands at its beginning."""
-        for input in self._inputs:
-            _sniff(input)
-            for _, _, head in _read(input, 0, None, HEAD):
+        for unit in self.units(None):
+            for _, _, head in _read(unit, HEAD):
                 yield _image_name(head)
+
+    def listed(self, folder: Path) -> Names:
+        """The files of a folder of annotations that are a part of the input; it is listed once, for this and for the units."""
+        return self._folders[folder].counted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_inputs", "_folders")}  # a unit has what it needs
 
     @cached_property
     def _images(self) -> Images:
         return Images(self.images, self.verify)
 
     @cached_property
-    def _inputs(self) -> list[Files | Path]:
-        return list(_inputs(self.annotations))
+    def _inputs(self) -> list[_Loose | Path]:
+        return list(_inputs(self.annotations, self._folders))
+
+    @cached_property
+    def _folders(self) -> dict[Path, _Folder]:
+        return {path: _listed(path) for path in self.annotations if nearby.is_folder(path)}
 
 
 def _record(name: str, scene: Scene, image: Image, counts: Tally) -> record.Record:
@@ -431,67 +469,71 @@ def _affordance(one: Any, regions: dict[str, Region], counts: Tally) -> Any:
     return {**one, "object_ids": _known(one["object_ids"], regions, counts, "affordance_dangling_id")}
 
 
-def _inputs(annotations: Sequence[Path]) -> Iterator[Files | Path]:
+def _inputs(annotations: Sequence[Path], folders: dict[Path, _Folder]) -> Iterator[_Loose | Path]:
     """Files named one after another together, each folder's, and each tar."""
-    single: list[bytes] = []
+    single = Names()
     for path in annotations:
-        if path.is_file() and not path.name.endswith(TARS):
-            single.append(os.fsencode(path))
+        if path not in folders and not nearby.is_file(path):
+            raise RequestError(f"{nearby.called(path)}: expected a .json, a .tar.gz or a folder of them, found nothing")
+        if path not in folders and not path.name.endswith(TARS):
+            single.append(str(path))
             continue
         if single:
-            yield Files("", np.array(single))
-            single = []
-        if path.is_dir():
-            yield from _folder(path)
-        elif path.is_file():
+            yield _Loose("", single)
+            single = Names()
+        if path not in folders:
             yield path
-        else:
-            raise RequestError(f"{path}: expected a .json, a .tar.gz or a folder of them, found nothing")
+            continue
+        if folders[path].scenes:
+            yield _Loose(str(path), folders[path].scenes)
+        yield from folders[path].tars
     if single:
-        yield Files("", np.array(single))
+        yield _Loose("", single)
 
 
-def _folder(folder: Path) -> Iterator[Files | Path]:
-    names = sorted(os.fsencode(name) for name, _ in Folder(folder).names() if not Path(name).name.startswith("."))
-    scenes = [name for name in names if name.endswith(b".json")]
-    tars = [Path(folder, os.fsdecode(name)) for name in names if os.fsdecode(name).endswith(TARS)]
-    if not scenes and not tars:
-        raise SourceError(f"{folder}: expected scenes (.json) or parts ({', '.join(TARS)}), found neither")
-    if scenes:
-        yield Files(str(folder), np.array(scenes))
-    yield from tars
+def _listed(folder: Path) -> _Folder:
+    found = _Folder(Names(), [], Names())
+    for run in nearby.runs(folder):
+        found.scenes.extend([name for name in run if name.endswith(".json")])
+        found.tars.extend(folder / name for name in run if name.endswith(TARS))
+        found.counted.extend(run if nearby.counted(run) else [])
+    if not found.scenes and not found.tars:
+        raise SourceError(f"{nearby.called(folder)}: expected scenes (.json) or parts ({', '.join(TARS)}), found neither")
+    return found
 
 
-def _cut(input: Files | Path, limit: int | None) -> list[tuple[int, int | None]]:
+def _cut(input: _Loose | Path, limit: int | None) -> list[tuple[int, int | None]]:
     """Start and stop of its units."""
-    if isinstance(input, Files):
+    if isinstance(input, _Loose):
         return [(part.start, part.stop) for part in even(len(input.names), limit)]
-    return [(0, None if limit is None else sum(1 for _ in islice(_members(input, 1), limit)))]
+    if limit is None:
+        return [(0, None)]
+    with nearby.briefly():
+        return [(0, sum(1 for _ in islice(_members(input, 1), limit)))]
 
 
-def _read(input: Files | Path, start: int, stop: int | None, most: int) -> Iterator[tuple[str, int, bytes]]:
-    """File, number within it and the first `most` bytes of the JSON of scenes [start, stop)."""
-    if isinstance(input, Path):
-        for number, data in enumerate(islice(_members(input, most), start, stop), start):
-            yield input.name, number, data
+def _read(unit: Files | Part, most: int) -> Iterator[tuple[str, int, bytes]]:
+    """File, number within it and the first `most` bytes of the JSON of each of its scenes."""
+    if isinstance(unit, Part):
+        with nearby.briefly():
+            for number, data in enumerate(islice(_members(unit.path, most), unit.stop)):
+                yield unit.path.name, number, data
         return
-    for at in range(start, len(input.names) if stop is None else stop):
-        path = input.path(at)
-        yield (path.name if not input.root else os.fsdecode(input.names[at])), 0, _head(path, most)
+    for name in unit.names:
+        yield name if unit.root else Path(name).name, 0, _head(unit.root, name, most)
 
 
-def _head(path: Path, most: int) -> bytes:
+def _head(root: str, name: str, most: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(most)
+        return nearby.read(root, name, most)
     except OSError as error:
-        raise SourceError(f"{path}: expected a readable file, found {error.strerror}") from error
+        raise SourceError(f"{nearby.called(Path(root, name))}: expected a readable file, found {error.strerror}") from error
 
 
 def _members(path: Path, most: int) -> Iterator[bytes]:
     """The first `most` bytes of each .json of a tar, in its order. Raises SourceError where the tar is cut off or damaged."""
     try:
-        with _opened(path) as file, tarfile.open(fileobj=cast(IO[bytes], file), mode="r|") as tar:
+        with _opened(path) as file, tarfile.open(fileobj=cast(IO[bytes], file), mode="r|", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
                 # tarfile remembers every member, and a part has hundreds of thousands.
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
@@ -499,7 +541,25 @@ def _members(path: Path, most: int) -> Iterator[bytes]:
                     yield cast(IO[bytes], tar.extractfile(member)).read(most)
             _end(path, file, cast(IO[bytes], tar.fileobj))
     except _BROKEN_TAR as error:
-        raise SourceError(f"{path}: expected a whole tar, found {type(error).__name__}: {error}") from error
+        raise SourceError(f"{nearby.called(path)}: expected a whole tar, found {type(error).__name__}: {error}") from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header. What tarfile reads or goes into before anything is asked for is bounded: long names, PAX fields, sparse maps."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        behind = vars(tar)["behind"] = vars(tar).get("behind", 0) + 1 if self.type in _EXTENDED else 0  # one another
+        if behind and (self.size > MAX_EXTENSION or behind > MAX_EXTENSIONS):
+            found = f"{behind}, the last of {self.size}"
+            raise tarfile.ReadError(f"expected at most {MAX_EXTENSIONS} extended headers of {MAX_EXTENSION} bytes, found {found}")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._sparse()
+        return super()._proc_member(tar)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _sparse(self, *_: object) -> None:
+        raise tarfile.ReadError("expected a plain file, found a sparse one")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
 class _Tail:
@@ -516,7 +576,7 @@ class _Tail:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Tail]:
-    with path.open("rb") as raw:
+    with nearby.near(path).open("rb") as raw:
         magic = raw.read(2)
         raw.seek(0)
         if magic != b"\x1f\x8b":
@@ -530,32 +590,24 @@ def _end(path: Path, file: _Tail, stream: IO[bytes]) -> None:
     """tarfile takes a bad header for the end: behind the true one there are only zeros, and at least a block of them."""
     while rest := stream.read(1 << 20):
         if rest.strip(b"\0"):
-            raise SourceError(f"{path}: expected a tar header, found {rest.lstrip(bytes(1))[:16]!r}")
+            raise SourceError(f"{nearby.called(path)}: expected a tar header, found {rest.lstrip(bytes(1))[:16]!r}")
     if file.block != bytes(512):
-        raise SourceError(f"{path}: expected a tar that ends in zeros, found one that is cut off")
+        raise SourceError(f"{nearby.called(path)}: expected a tar that ends in zeros, found one that is cut off")
 
 
-def _sniff(input: Files | Path) -> None:
+def _sniff(input: _Loose | Path) -> None:
     """Raise SourceError unless one of the first scenes is one."""
-    heads = [(file, data) for file, _, data in _read(input, 0, _few(input), MAX_SCENE + 1)]
-    where = input if isinstance(input, Path) else input.path(0)
+    few = Part(input, SNIFFED) if isinstance(input, Path) else Files(input.root, input.names.part(0, SNIFFED))
+    heads = [data for _, _, data in _read(few, MAX_SCENE + 1)]
+    path = input if isinstance(input, Path) else Path(input.root, next(iter(input.names)))
+    where = nearby.called(path)
     if not heads:
         raise SourceError(f"{where}: expected scenes (.json), found none")
-    found = [_found(data) for _, data in heads]
+    found = [_found(data) for data in heads]
     if all(found):
-        first = heads[0][1]
-        at = (
-            f"{where} member 1"
-            if isinstance(input, Path)
-            else position(where, first, len(first))
-            if "truncated" in found[0]
-            else str(where)
-        )
+        first = heads[0]
+        at = f"{where} member 1" if isinstance(input, Path) else position(path, first, len(first)) if "truncated" in found[0] else where
         raise SourceError(f"{at}: expected an image name with {', '.join(sorted(KNOWN)[:3])}, ..., found {found[0]}")
-
-
-def _few(input: Files | Path) -> int:
-    return SNIFFED if isinstance(input, Path) else min(SNIFFED, len(input.names))
 
 
 def _found(data: bytes) -> str:

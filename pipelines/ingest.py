@@ -1,38 +1,36 @@
 """Ingest: a source's units through workers into a finished data set, the same bytes however many workers and interruptions it took.
 
 A unit is what a worker takes and what is redone after a crash: it counts once its commit is written (shards.manifest). One input item is
-one record or one reject, so read = written + rejected by construction.
+one record or one reject, so read = written + rejected by construction. Workers are processes of this machine, or tasks of a Ray cluster.
 """
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import pyarrow as pa
 
+from pipelines import duplicates, shuffle
 from pipelines.curation import Curation
+from pipelines.duplicates import Duplicates, Search
 from pipelines.inputs import inputs, options
+from pipelines.progress import Bar
+from pipelines.shuffle import Shuffled
 from pipelines.source import Row, Source, Tally
+from pipelines.spool import Left, spooled
 from schemas import RecordError, Reject, RequestError, SourceError
 from shards import manifest, memory, run
+from shards.executor import Executor, Queue, executor
 from shards.finish import finish
 from shards.index import IndexBuilder
-from shards.manifest import Manifest, RejectRow, ShardInfo
+from shards.manifest import Manifest, RejectRow, ShardInfo, Unit
 from shards.place import Place, at
-from shards.processes import die_with
-from shards.scratch import scratch
+from shards.scratch import scratch, tidied
 from shards.settle import Settling, gain, settling_for
 from shards.write import versions
 from shards.writer import SHARD_BYTES, UnitWriter
@@ -40,12 +38,15 @@ from shards.writer import SHARD_BYTES, UnitWriter
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a conversion is carried out, apart from what decides its bytes."""
+    """How a conversion is carried out, apart from what decides its bytes. workers: None: one a core, of this machine or of the cluster."""
 
-    workers: int = 1
+    workers: int | None = 1
+    executor: str = "local"
     shard_bytes: int = SHARD_BYTES
     limit: int | None = None
     curation: Curation = field(default_factory=Curation)
+    duplicates: str | None = None  # one of duplicates.KINDS
+    shuffle: int | None = None  # seed
 
 
 def ingest(source: Source, where: str | Path | Place, plan: Plan) -> Manifest:
@@ -53,29 +54,81 @@ def ingest(source: Source, where: str | Path | Place, plan: Plan) -> Manifest:
 
     Raises SourceError, RequestError, StoreError; ShardError where a commit of the run that is gone on with is damaged.
     """
+    with executor(plan.executor, plan.workers) as on:
+        return convert(source, where, plan, on)
+
+
+def convert(source: Source, where: str | Path | Place, plan: Plan, on: Executor) -> Manifest:
+    """The same, by workers that there are already."""
     place = at(where)
     units = source.units(plan.limit)
     if not units:
         raise SourceError(f"{source.name}: expected at least one item to convert, found none")
-    content = _content(source, plan)
-    with run.claimed(place, content) as name, scratch(place) as folder:
+    if look := getattr(source, "look", None):
+        look(units, on.map)
+    content = _content(source, plan, on)
+    with run.claimed(place, content) as name, tidied(place):
         if run.finished(place):
-            return manifest.read(place)
-        done = _done(place, name)
-        job = _Job(source, folder, name, plan.shard_bytes, place, plan.curation)
-        _convert(job, {number: unit for number, unit in enumerate(units) if number not in done}, len(units), plan.workers)
-        committed = manifest.committed(place, range(len(units)))
-        return finish(place, content, [committed[number] for number in range(len(units))], _notes(source))
+            found = manifest.read(place)
+        else:
+            with spooled(place, units) as spool:
+                _fill(source, place, plan, on, name, spool)
+            found = finish(place, content, _whole(place, len(units)), _notes(source))
+        if plan.duplicates is not None:
+            duplicates.done(place)
+        if plan.shuffle is not None:
+            shuffle.done(place)
+        return found
 
 
-def _content(source: Source, plan: Plan) -> dict[str, Any]:
+def _fill(source: Source, place: Place, plan: Plan, on: Executor, name: str, units: Sequence[Any]) -> None:
+    """Write and commit every unit that is not yet there: by way of a staged data set where they are to be shuffled."""
+    job = _Job(source, place, place, name, plan.shard_bytes, plan.curation)
+    if plan.shuffle is None:
+        _convert(job, plan, on, units)
+    elif left := _left(job, units):
+        stage = shuffle.stage(place)
+        _convert(replace(job, into=stage), plan, on, units)
+        write = partial(_gathered, shuffle.prepared(place, plan.shuffle, _whole(stage, len(units))))
+        _share(job, write, on, left, len(units), "shuffle")
+
+
+def _convert(job: _Job, plan: Plan, on: Executor, units: Sequence[Any]) -> None:
+    """Write the units from the source, without duplicates where that was asked for."""
+    left = _left(job, units)
+    if plan.duplicates is not None and left:
+        with Bar("compare", len(units)) as bar:
+            search = Search(job.place, job.run, plan.duplicates, job.source, job.curation)
+            job = replace(job, lost=duplicates.planned(search, units, on, bar.show))
+    _share(job, _written, on, left, len(units), "convert")
+
+
+def _left(job: _Job, units: Sequence[Any]) -> Left:
+    """The units that are not yet there."""
+    done = _done(job.into, job.run)
+    return Left(units, [number for number in range(len(units)) if number not in done])
+
+
+def _share(job: _Job, write: Write, on: Executor, left: Units, total: int, verb: str) -> None:
+    """Have these units written."""
+    with Bar(verb, total, total - len(left)) as bar:
+        on.share(partial(_work_off, replace(job, units=left), write), len(left), bar.show)
+
+
+def _content(source: Source, plan: Plan, on: Executor) -> dict[str, Any]:
     """What decides the output's bytes."""
     return {
         "source": source.name,
-        "options": {**options(source), "shard_bytes": plan.shard_bytes, "limit": plan.limit, **plan.curation.given()},
-        "inputs": inputs(source),
+        "options": {**options(source), "shard_bytes": plan.shard_bytes, "limit": plan.limit, **plan.curation.given(), **_passes(plan)},
+        "inputs": inputs(source, on.map),
         "versions": versions(),
     }
+
+
+def _passes(plan: Plan) -> dict[str, Any]:
+    """Which passes over the whole input were asked for."""
+    asked = {"duplicates": plan.duplicates, "shuffle": plan.shuffle}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _notes(source: Source) -> dict[str, dict[str, int]]:
@@ -93,110 +146,67 @@ def _nested(tally: Tally) -> dict[str, dict[str, int]]:
 
 def _done(place: Place, name: str) -> set[int]:
     """Units whose commit is of this run, and whose shards stand there in full."""
-    units = manifest.committed(place)
-    foreign = [number for number, unit in units.items() if unit.run != name]
-    if foreign:
-        raise RequestError(f"{place.url}: expected units of this run, found unit {foreign[0]} of another one")
-    sizes = dict(place.names()) if units else {}
-    return {number for number, unit in units.items() if all(_stands(sizes, shard) for shard in unit.shards)}
+    sizes: dict[str, int] | None = None
+    done: set[int] = set()
+    for unit in manifest.each(place):
+        if unit.run != name:
+            raise RequestError(f"{place.url}: expected units of this run, found unit {unit.unit} of another one")
+        sizes = dict(place.names()) if sizes is None else sizes
+        if all(_stands(sizes, shard) for shard in unit.shards):
+            done.add(unit.unit)
+    return done
 
 
 def _stands(sizes: dict[str, int], shard: ShardInfo) -> bool:
     return sizes.get(shard.name) == shard.bytes and manifest.index_name(shard.name, None) in sizes
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every worker needs to convert a unit."""
-
-    source: Source
-    folder: Path  # where shards are written
-    run: str
-    shard_bytes: int
-    place: Place | None = None  # where they belong, if not there
-    curation: Curation = field(default_factory=Curation)
-
-
-class _Counters:
-    """What all workers have done so far, and which unit is next. Read without the lock: a killed worker may hold it for ever."""
-
-    def __init__(self, context: Any) -> None:
-        self.values, self._lock = context.RawArray("q", 5), context.Lock()
-
-    def add(self, read: int = 0, rejected: int = 0, size: int = 0, committed: int = 0) -> None:
-        with self._lock:
-            for index, number in enumerate((read, rejected, size, committed)):
-                self.values[index] += number
-
-    def take(self) -> int:
-        """The position of a unit that nobody has taken."""
-        with self._lock:
-            self.values[4] += 1
-            return self.values[4] - 1
+def _whole(place: Place, units: int) -> Iterator[Unit]:
+    """Every unit's commit, in order, a few of them held at a time."""
+    expected = 0
+    for unit in manifest.each(place, range(units)):
+        if unit.unit != expected:
+            break
+        expected += 1
+        yield unit
+    if expected < units:
+        raise RequestError(f"{place.url}: expected the commits of {units} units, found none of unit {expected}")
 
 
 Units = Sequence[tuple[int, Any]]  # number and unit
 
 
-def _convert(job: _Job, units: dict[int, Any], total: int, workers: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    counters = _Counters(context)
-    with _Bar(counters, total - len(units), total):
-        if workers == 1 or len(units) == 1:
-            _warm()
-            _work_off(job, counters, list(units.items()))
-        elif units:
-            _in_processes(context, (job, counters, list(units.items())), min(workers, len(units)))
+@dataclass(frozen=True)
+class _Job:
+    """What every worker needs to convert units."""
+
+    source: Source
+    place: Place  # of the run
+    into: Place  # where the shards belong
+    run: str
+    shard_bytes: int
+    curation: Curation
+    lost: Duplicates = duplicates.NONE
+    units: Units = ()
 
 
-def _in_processes(context: Any, work: tuple[_Job, _Counters, Units], workers: int) -> None:
-    pool = ProcessPoolExecutor(workers, context, _start, (work, os.getpid()))
-    try:
-        _first_error({pool.submit(_work) for _ in range(workers)})
-    except BrokenProcessPool as error:
-        message = "a worker died (killed, or out of memory); what is done is kept, the same command goes on"
-        raise RequestError(message) from error
-    finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:  # idle by now, or of no use any more: their units are redone
-            process.terminate()
-        for process in processes:
-            process.join()
+Write = Callable[[_Job, Path, Settling, "_Progress"], Callable[[], None]]
 
 
-def _first_error(futures: set[Future[None]]) -> None:
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in done:
-        future.result()
-
-
-_worker: tuple[_Job, _Counters, Units]
-
-
-def _start(work: tuple[_Job, _Counters, Units], parent: int) -> None:
-    """A worker's first act. It leaves Ctrl-C to the parent, and dies with it."""
-    global _worker  # noqa: PLW0603 - what an initializer is for
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(parent)
-    _worker = work
-    _warm()
-
-
-def _work() -> None:
-    _work_off(*_worker)
-
-
-def _work_off(job: _Job, counters: _Counters, units: Units) -> None:
+def _work_off(job: _Job, write: Write, queue: Queue) -> None:
     """Convert units until none is left to take. While some are hashed, synced and committed, the next is written already."""
-    with settling_for(job.place) as settling:
-        while (taken := counters.take()) < len(units):
-            settling.then(_written(job, counters, settling, *units[taken]))
+    _warm()
+    run.seen(job.place, job.run)
+    with scratch(job.into) as folder, settling_for(job.into) as settling:
+        while (position := queue.take()) is not None:
+            settling.then(write(job, folder, settling, _Progress(queue, position)))
         settling.wait()
 
 
+@cache
 def _warm() -> None:
     """What would cost time inside the first unit: pyarrow imports its slow parts when it first makes an array. And memory is kept."""
+    pa.set_memory_pool(pa.system_memory_pool())  # its own keeps a heap for each of the threads that commit
     IndexBuilder().encode([], [], 0, "")
     gain()
     gc.freeze()  # what is imported stays: not to be looked through again whenever records have come and gone
@@ -204,16 +214,17 @@ def _warm() -> None:
     memory.keep()
 
 
-def _written(job: _Job, counters: _Counters, settling: Settling, number: int, unit: Any) -> Callable[[], None]:
+def _written(job: _Job, folder: Path, settling: Settling, progress: _Progress) -> Callable[[], None]:
     """Write a unit's records; what is left is to commit it."""
+    number, unit = job.units[progress.position]
     rejects: list[RejectRow] = []
     tally = Tally()
-    progress = _Progress(counters)
-    with UnitWriter(job.folder, number, job.shard_bytes, job.place, settling) as writer:
+    lost = job.lost.of(number)
+    with UnitWriter(folder, number, job.shard_bytes, job.into, settling) as writer:
         for index, row in enumerate(job.source.rows(unit)):
             key = f"{number:06d}-{index:08d}"
             try:
-                sample = job.curation.applied(key, row, job.source.sample(row))
+                sample = duplicates.less(job.curation.sample(job.source, key, row, tally), lost.get(index))
                 size = writer.add(index, sample.record, sample.files, sample.maps)
                 if sample.counts:
                     tally.update(sample.counts)
@@ -221,22 +232,34 @@ def _written(job: _Job, counters: _Counters, settling: Settling, number: int, un
             except (Reject, RecordError) as error:
                 rejects.append(manifest.reject(row.file, row.number, key, error))
                 progress.note(None)
+        progress.flush()
         writer.seal()
-    progress.flush()
-    return lambda: _commit(job, counters, writer, rejects, tally)
+    return lambda: _commit(job, writer, rejects, _nested(tally), progress)
 
 
-def _commit(job: _Job, counters: _Counters, writer: UnitWriter, rejects: list[RejectRow], tally: Tally) -> None:
+def _gathered(shuffled: Shuffled, job: _Job, folder: Path, settling: Settling, progress: _Progress) -> Callable[[], None]:
+    """Write a unit's records from where they were staged; what is left is to commit it."""
+    number, _ = job.units[progress.position]
+    with UnitWriter(folder, number, job.shard_bytes, job.into, settling) as writer:
+        for row, item in shuffled.records(number):
+            progress.note(writer.add(row, *item))
+        progress.flush()
+        writer.seal()
+    return lambda: _commit(job, writer, *shuffled.carried(number), progress)
+
+
+def _commit(job: _Job, writer: UnitWriter, rejects: list[RejectRow], dropped: dict[str, dict[str, int]], progress: _Progress) -> None:
     """Finish a unit's shards, and then say that they are."""
-    manifest.commit(job.place or job.folder, writer.result(job.run, rejects, _nested(tally)))
-    counters.add(committed=1)
+    manifest.commit(job.into, writer.result(job.run, rejects, dropped))
+    progress.queue.done(progress.position)
 
 
 class _Progress:
-    """A unit's own count, handed to the shared one now and then."""
+    """A unit's own count, handed to the queue now and then."""
 
-    def __init__(self, counters: _Counters) -> None:
-        self.counters, self.read, self.rejected, self.size = counters, 0, 0, 0
+    def __init__(self, queue: Queue, position: int) -> None:
+        self.queue, self.position = queue, position
+        self.read = self.rejected = self.size = 0
 
     def note(self, size: int | None) -> None:
         self.read += 1
@@ -246,40 +269,8 @@ class _Progress:
             self.flush()
 
     def flush(self) -> None:
-        self.counters.add(self.read, self.rejected, self.size)
+        self.queue.count(self.position, self.read, self.rejected, self.size)
         self.read = self.rejected = self.size = 0
-
-
-class _Bar:
-    """Progress on stderr: units, and records, megabytes and rejects beside them."""
-
-    def __init__(self, counters: _Counters, done: int, total: int) -> None:
-        self.counters, self.done, self.began = counters, done, time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc="convert", unit="unit", disable=None, file=sys.stderr)
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-
-    def __enter__(self) -> _Bar:
-        if not self.bar.disable:
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        if self.thread.is_alive():
-            self.thread.join()
-        self._show()
-        self.bar.close()
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.5):
-            self._show()
-
-    def _show(self) -> None:
-        read, rejected, size, committed, _ = self.counters.values[:]
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        self.bar.n = self.done + committed
-        self.bar.set_postfix_str(f"{read / seconds:,.0f} records/s, {size / 1e6 / seconds:,.0f} MB/s, {rejected:,} rejects")
 
 
 def rows_of(source: Source, limit: int | None = None) -> Iterator[Row]:

@@ -22,6 +22,7 @@ Decisions:
 * A second row with the same key is a reject: which of the two the picture belongs to can not be known.
 * A picture of another size than its row says is a reject: the tar and the parquet are of different runs.
 * Other files in the folder (sizes.json, _tmp) are nobody's business.
+* --urls has pipelines.download make such a folder first: its statuses are finer (http_404, timeout, opt_out), its rows in the list's order.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -44,9 +45,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import nearby
+from pipelines.download.options import Download
+from pipelines.download.run import download
+from pipelines.download.urls import UrlList
+from pipelines.inputs import Each, share, spread
 from pipelines.source import Row, Sample, Tally, option, verify
 from pipelines.stores import MAX_BYTES, SUFFIXES, tar_bytes
-from schemas import Reject, SourceError, record
+from schemas import Reject, RequestError, SourceError, record
 from schemas.picture import measure
 from shards.foreign_tar import Member, TarDamage, members
 
@@ -54,7 +60,10 @@ KEPT = ("url", "original_width", "original_height", "SAMPLE_ID", "LICENSE", "NSF
 READ = ("key", "status", *KEPT, "caption", "error_message", "width", "height", "similarity", "LANGUAGE")
 MAX_META = 2000  # characters of a string that is kept: a data: URL holds a whole picture
 PICTURES = SUFFIXES - {""}
+MAX_ROWS = 2_000_000  # of a shard, whose keys are held together; img2dataset's have 10,000
 BATCH = 1000  # rows that are decoded at a time
+ALL = sys.maxsize  # rows
+MAX_STATS = 1 << 20  # bytes
 _SHARD = re.compile(r"(\d+)\.(tar|parquet)")
 _STATUS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")  # nolang is none
@@ -96,38 +105,68 @@ class _Stats(msgspec.Struct):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Urls(Download):
+    """URL lists that are downloaded before they are converted: pipelines.download."""
+
+    urls: tuple[Path, ...] = option("download these URL lists (.parquet, or folders of them) first, by img2dataset", default=())
+    url_column: str = option("their column of URLs, in any case (default: url)", default="url")
+    caption_column: str = option("their column of captions (default: caption or text, if there is one)", default="")
+
+    def fetched(self, source: Laion, out: str, limit: int | None) -> Laion:
+        """The source as it reads what has been downloaded; itself where no list is given. Raises RequestError, SourceError."""
+        if not self.urls:
+            return source
+        if source.annotations:
+            raise RequestError("--urls: expected either URL lists or --annotations, found both")
+        folder = self.folder(out)
+        download(UrlList(self.urls, self.url_column, self.caption_column, self.settings.number_sample_per_shard, limit), folder, self)
+        return replace(source, annotations=(folder,))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Laion:
     """LAION and other URL lists that img2dataset has downloaded: one record a row, every URL that failed a reject.
 
     example: laion --annotations laion400m-data
+    download first: laion --urls laion400m-meta --img2dataset image_size=256 --contact data@lab.example --out out/laion
     """
 
     name: ClassVar[str] = "laion"
+    fetch: ClassVar[type[Urls]] = Urls
 
-    annotations: tuple[Path, ...] = option("folder that img2dataset wrote: NNNNN.tar and NNNNN.parquet", reads="annotations")
+    annotations: tuple[Path, ...] = option("folder that img2dataset wrote: NNNNN.tar and NNNNN.parquet", reads="annotations", default=())
     verify: str = verify()
 
     def units(self, limit: int | None) -> Sequence[Shard]:
-        """One shard a unit. Raises SourceError where one is not whole, or all failed."""
-        units, left = [], limit
+        """One shard a unit. Only what a limit needs is opened, and the first shard, to see that it is one. Raises SourceError."""
+        if limit is None:
+            _rows(self._stems[0])
+            return [Shard(stem, ALL) for stem in self._stems]
+        units = []
         for stem in self._stems:
-            if left is not None and left <= 0:
-                break
-            shard = _shard(stem)
-            units.append(shard if left is None else shard._replace(rows=min(left, shard.rows)))
-            left = None if left is None else left - shard.rows
+            if limit > 0:
+                units.append(Shard(stem, min(limit, rows := _rows(stem))))
+                limit -= rows
         return units
 
+    def look(self, units: Sequence[Shard], each: Each) -> None:
+        """See Source. Where img2dataset's counts speak of successes, they are believed until the shard is converted."""
+        size = share(len(units))
+        parts = (units[start : start + size] for start in range(0, len(units), size))
+        for _ in spread(_look, parts, len(units), each):
+            pass
+
     def rows(self, unit: Shard) -> Iterator[Row]:
-        """The parquet's rows."""
-        contents = Contents(unit)
-        seen: set[str] = set()
-        for number, fields in enumerate(_fields(unit)):
-            key, success = fields["key"], fields["status"] == "success"
-            again = success and key in seen
-            if success:
-                seen.add(key)
-            yield Row(self._label(unit.parquet), number, Item(fields, again, contents))
+        """The parquet's rows. Raises SourceError where the shard is not whole, or all failed."""
+        with nearby.briefly():
+            contents = Contents(unit)
+            seen: set[str] = set()
+            for number, fields in enumerate(_fields(unit)):
+                key, success = fields["key"], fields["status"] == "success"
+                again = success and key in seen
+                if success:
+                    seen.add(key)
+                yield Row(self._label(unit.parquet), number, Item(fields, again, contents))
 
     def sample(self, row: Row) -> Sample:
         """The row's record. Raises Reject."""
@@ -165,23 +204,31 @@ class Laion:
 
     def references(self) -> Iterator[Sequence[str]]:
         """For every row that succeeded, its member; [] for those that failed."""
-        for stem in self._stems:
-            shard = _shard(stem)
+        for shard in self._shards():
             names = {_parted(member.name)[0]: member.name for member in _pictures(shard.tar)}
-            for fields in _fields(shard, ("key", "status")):
+            rows = list(_fields(shard, ("key", "status")))
+            _not_all_failed(shard, Counter(fields["status"] for fields in rows))
+            for fields in rows:
                 key = fields["key"]
                 success = fields["status"] == "success"
                 yield [f"{self._label(shard.tar)}/{names.get(key, f'{key}.jpg')}"] if success else []
 
     def names(self) -> Iterator[tuple[str, int]]:
         """Every picture of every tar, as SHARD.tar/MEMBER."""
-        for stem in self._stems:
-            shard = Shard(stem, 0)
+        for shard in self._shards():
             for member in _pictures(shard.tar):
                 yield f"{self._label(shard.tar)}/{member.name}", member.size
 
+    def _shards(self) -> Iterator[Shard]:
+        """All of them, each near while it is looked at."""
+        for stem in self._stems:
+            with nearby.briefly():
+                yield Shard(stem, ALL)
+
     @cached_property
     def _stems(self) -> list[Path]:
+        if not self.annotations:
+            raise RequestError("laion: expected --annotations FOLDER, or, with convert, --urls FILE; found neither")
         return [stem for folder in self.annotations for stem in _stems(folder)]
 
     def _label(self, file: Path) -> str:
@@ -198,8 +245,9 @@ class Contents:
         self._texts: dict[str, Member] = {}
         self._notes = Tally()
         self._cut = ""
-        rows = [fields["status"] == "success" and fields["key"] for fields in _fields(shard._replace(rows=sys.maxsize), ("key", "status"))]
-        named = {key for key in rows if key}
+        rows = list(_fields(shard._replace(rows=ALL), ("key", "status")))
+        _not_all_failed(shard, Counter(fields["status"] for fields in rows))
+        named = {fields["key"] for fields in rows if fields["status"] == "success" and fields["key"]}
         self._read(named)
         stats = _stats(shard)
         self._notes.note("notes", "no_stats", int(stats is None))
@@ -221,7 +269,9 @@ class Contents:
             self._cut = str(damage)
             self._notes.note("notes", "tar_cut")
         if named and not self._pictures:
-            raise SourceError(f"{self.shard.tar}: expected {len(named)} pictures that its parquet names, found none of them{self._why}")
+            raise SourceError(
+                f"{nearby.called(self.shard.tar)}: expected {len(named)} pictures that its parquet names, found none of them{self._why}"
+            )
 
     @property
     def _why(self) -> str:
@@ -229,7 +279,7 @@ class Contents:
 
     @cached_property
     def _bytes(self) -> mmap.mmap | bytes:
-        return tar_bytes(self.shard.tar)
+        return tar_bytes(nearby.near(self.shard.tar))
 
     def picture(self, key: str) -> bytes:
         """Its bytes. Raises Reject: image_missing, image_bytes."""
@@ -257,49 +307,62 @@ class Contents:
 def _stems(folder: Path) -> list[Path]:
     """The shards of a folder, without suffix, in order of name. Raises SourceError where one lacks its tar or parquet."""
     try:
-        names = sorted(os.listdir(folder))
+        names = nearby.top(folder)
     except OSError as error:
-        raise SourceError(f"{folder}: expected a folder that img2dataset wrote, found {error.strerror}") from error
+        raise SourceError(f"{nearby.called(folder)}: expected a folder that img2dataset wrote, found {error.strerror}") from error
     found = {name for name in names if _SHARD.fullmatch(name)}
     if not found:
         listed = ", ".join(names[:5]) or "nothing"
-        raise SourceError(f"{folder}: expected img2dataset's shards (00000.tar with 00000.parquet), found {listed}"[:500])
+        raise SourceError(f"{nearby.called(folder)}: expected img2dataset's shards (00000.tar with 00000.parquet), found {listed}"[:500])
     stems = sorted({name.partition(".")[0] for name in found}, key=lambda stem: (int(stem), stem))
     for stem in stems:
         for name, other in ((f"{stem}.tar", f"{stem}.parquet"), (f"{stem}.parquet", f"{stem}.tar")):
             if name not in found:
-                raise SourceError(f"{folder / name}: expected it beside {other}, found nothing")
+                raise SourceError(f"{nearby.called(folder / name)}: expected it beside {other}, found nothing")
     return [folder / stem for stem in stems]
 
 
-def _shard(stem: Path) -> Shard:
-    """The shard with its number of rows. Raises SourceError where all of them failed."""
-    shard = Shard(stem, 0)
-    rows = _opened(shard).metadata.num_rows
-    stats = _stats(shard)
-    if rows and not (stats and stats.count == rows and stats.successes):
-        statuses = Counter(fields["status"] for fields in _fields(shard._replace(rows=rows), ("status",)))
-        if not statuses["success"]:
-            failures = ", ".join(f"{status} {number}" for status, number in statuses.most_common(5))
-            raise SourceError(f"{stem}: expected at least one picture, found that all {rows} rows failed ({failures}): download it again")
-    return shard._replace(rows=rows)
+def _rows(stem: Path) -> int:
+    """How many rows a shard has. Raises SourceError where its parquet is none of img2dataset's."""
+    with nearby.briefly(), closing(_opened(Shard(stem, 0))) as opened:
+        return opened.metadata.num_rows
+
+
+def _look(shards: Sequence[Shard]) -> None:
+    """Raise SourceError where all rows of one have failed."""
+    for shard in shards:
+        stats = _stats(shard)
+        if not (stats and stats.successes):
+            with nearby.briefly():
+                rows = _fields(shard._replace(rows=ALL), ("status",))
+                _not_all_failed(shard, Counter(fields["status"] for fields in rows))
+
+
+def _not_all_failed(shard: Shard, statuses: Counter[Any]) -> None:
+    """Raise SourceError where they did."""
+    if statuses and not statuses["success"]:
+        failures = ", ".join(f"{status} {number}" for status, number in statuses.most_common(5))
+        found = f"all {statuses.total()} rows failed ({failures}): download it again"
+        raise SourceError(f"{nearby.called(shard.stem)}: expected at least one picture, found that {found}")
 
 
 def _stats(shard: Shard) -> _Stats | None:
     """None where there are none that can be read."""
     try:
-        return msgspec.json.decode(shard.stats.read_bytes(), type=_Stats)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(nearby.read("", str(shard.stats), MAX_STATS), type=_Stats)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _opened(shard: Shard) -> pq.ParquetFile:
     with _parquet(shard):
-        opened = pq.ParquetFile(shard.parquet)
+        opened = pq.ParquetFile(nearby.near(shard.parquet))
+    if (rows := opened.metadata.num_rows) > MAX_ROWS:
+        raise SourceError(f"{nearby.called(shard.parquet)}: expected at most {MAX_ROWS} rows, found {rows}")
     columns = {field.name: field.type for field in opened.schema_arrow}
     if "url" not in columns or not all(_is_text(columns.get(name)) for name in ("key", "status")):
         found = ", ".join(f"{name} ({type})" for name, type in columns.items())
-        raise SourceError(f"{shard.parquet}: expected img2dataset's columns url, key and status, found {found}"[:500])
+        raise SourceError(f"{nearby.called(shard.parquet)}: expected img2dataset's columns url, key and status, found {found}"[:500])
     return opened
 
 
@@ -311,8 +374,8 @@ def _is_text(type: pa.DataType | None) -> bool:
 def _parquet(shard: Shard) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{shard.parquet}: expected a parquet file, found {error}"[:500]) from error
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise SourceError(f"{nearby.called(shard.parquet)}: expected a parquet file, found {error}"[:500]) from error
 
 
 def _fields(shard: Shard, wanted: Sequence[str] = READ) -> Iterator[dict[str, Any]]:
@@ -320,14 +383,36 @@ def _fields(shard: Shard, wanted: Sequence[str] = READ) -> Iterator[dict[str, An
     with _parquet(shard), closing(_opened(shard)) as opened:
         columns = [name for name in wanted if name in opened.schema_arrow.names]
         batches = opened.iter_batches(BATCH, columns=columns, use_threads=False)
-        yield from islice((fields for batch in batches for fields in batch.to_pylist()), shard.rows)
+        number = 0
+        for fields in islice((fields for batch in batches for fields in _plain(batch)), shard.rows):
+            number += 1
+            yield fields
+        stated = min(shard.rows, opened.metadata.num_rows)
+        if number < stated:  # a damaged footer may state rows that no row group has
+            raise SourceError(f"{nearby.called(shard.parquet)}: expected {stated} rows, as its footer says, found {number}")
+
+
+def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows. Whether a text is UTF-8 pyarrow only finds when it is asked for it: a row with one that is none costs no other."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [_lenient(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _lenient(column: pa.Array) -> list[Any]:
+    if not _is_text(column.type):
+        return column.to_pylist()
+    values = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in values]  # which no record takes: text_unicode
 
 
 def _members(tar: Path) -> Iterator[Member]:
     try:
-        yield from members(tar_bytes(tar), Counter())
+        yield from members(tar_bytes(nearby.near(tar)), Counter())
     except OSError as error:
-        raise SourceError(f"{tar}: expected a readable tar, found {error.strerror}") from error
+        raise SourceError(f"{nearby.called(tar)}: expected a readable tar, found {error.strerror}") from error
 
 
 def _pictures(tar: Path) -> Iterator[Member]:

@@ -27,6 +27,7 @@ Decisions:
   pictures where another finds them stops the run.
 * 14 shards never existed (README of allenai/mmc4): where one is named, it is passed over and keeps its position, and so does its gap in
   a folder. A list of files is the shell's business: --annotations=docs_shard_{0..99}_v2.jsonl.zip gives a hundred flags.
+* --download fetches raw_url of every picture first, into the same folders and names; what fails stands in a ledger beside them.
 * Python writes NaN into JSON: read as null, so that a bad similarity only hurts who needs it.
 """
 
@@ -35,13 +36,16 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import hashlib
 import io
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -49,11 +53,17 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
+from pipelines import nearby
+from pipelines.download.options import Download
+from pipelines.download.outlet import IMAGES
+from pipelines.download.run import download
 from pipelines.images import Found, Images
 from pipelines.rows import BOM, decode, decode_nan, once
-from pipelines.source import Row, Sample, Tally, option, verify
+from pipelines.source import Row, Sample, Tally, few, option, verify
 from pipelines.stores import safe
+from pipelines.stores import url as url_of
 from schemas import Part, Reject, RequestError, SourceError, record
 from schemas.picture import measure
 
@@ -67,7 +77,8 @@ MAX_META = 60_000  # bytes: format 1 allows 64,000
 SNIFFED, LOOKED_UP = 10, 100  # documents
 _NUMBER = re.compile(r"shard_(\d+)")
 _PLACEHOLDER = re.compile(r"(_!_IMAGE\d+_!_)")
-_BROKEN_FILE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+# NotImplementedError is a RuntimeError; a name in a zip that is no UTF-8 is a ValueError.
+_BROKEN_FILE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError, OverflowError)
 
 
 class Picture(msgspec.Struct, gc=False):
@@ -102,6 +113,19 @@ class Named(msgspec.Struct, gc=False):
     base64_image: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class Address(Named, gc=False):
+    """Of a picture, where it was found, too."""
+
+    raw_url: str | None = None
+
+
+class Addresses(msgspec.Struct):
+    """Of a document, only its pictures and where they were found."""
+
+    image_info: list[Address] | None = None
+    image_map: dict[str, Address] | None = None
+
+
 class Names(msgspec.Struct):
     """Of a document, only its pictures."""
 
@@ -112,6 +136,7 @@ class Names(msgspec.Struct):
 _document = msgspec.json.Decoder(Document)
 _matrix = msgspec.json.Decoder(list[list[float | None]])
 _names = msgspec.json.Decoder(Names)
+_addressed = msgspec.json.Decoder(Addresses)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -130,13 +155,70 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures(Download):
+    """The documents' pictures, downloaded before they are converted: pipelines.download."""
+
+    download: bool = option("download the pictures of all documents first (raw_url), by img2dataset", default=False)
+
+    def fetched(self, source: Mmc4, out: str, limit: int | None) -> Mmc4:
+        """The source as it reads what has been downloaded; itself where nothing is to be. Raises RequestError, SourceError."""
+        if not self.download:
+            return source
+        folder = self.folder(out)
+        download(_Addresses(source, limit), folder, self)
+        return replace(source, images=(*source.images, folder / IMAGES))
+
+
+class _Addresses:
+    """The pictures of MMC4 shards as URLs: a shard of downloads each, of which every picture is there once, under its folder and name."""
+
+    files = True
+
+    def __init__(self, source: Mmc4, limit: int | None) -> None:
+        self._layout, listed = source.layout, _list(source.annotations)
+        self._all = listed.shards
+        self._shards = [_Numbered(shard, shard.position) for shard in (listed.shards if limit is None else _limited(listed.shards, limit))]
+
+    def content(self) -> dict[str, Any]:
+        """What makes it this list: the shards' names and sizes, and where their pictures go."""
+        rows = "".join(f"{Path(shard.path).name}\t{nearby.size('', shard.path)}\n" for shard in self._all)
+        return {
+            "shards": len(self._all),
+            "sha256": hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest(),
+            "layout": self._layout,
+        }
+
+    def shards(self) -> Sequence[_Numbered]:
+        """One a file."""
+        return self._shards
+
+    def tables(self, shards: Sequence[_Numbered]) -> Iterator[tuple[_Numbered, pa.Table]]:
+        """Each with its URLs; key: the picture's path, null where its name is no plain one."""
+        for numbered in shards:
+            folder = numbered.shard.folder(self._layout)
+            found: dict[str | None, str | None] = {}
+            for name, address in _addresses(numbered.shard.path):
+                found.setdefault(_under(folder, name) if _plain(name) else None, address)
+            yield numbered, pa.table({"url": pa.array(list(found.values()), pa.string()), "key": pa.array(list(found), pa.string())})
+
+
+class _Numbered(NamedTuple):
+    """A shard of downloads."""
+
+    shard: Shard
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mmc4:
     """MMC4 documents as interleaved records. The module's docstring says what is kept.
 
     example: mmc4 --annotations docs_shard_0_v2.jsonl.zip --images images --layout shard
+    download first: mmc4 --annotations docs_shard_0_v2.jsonl.zip --download --contact data@lab.example --out out/mmc4
     """
 
     name: ClassVar[str] = "mmc4"
+    fetch: ClassVar[type[Pictures]] = Pictures
 
     annotations: tuple[Path, ...] = option("a shard (.zip, .jsonl, .jsonl.gz) or a folder of them; repeatable", reads="annotations")
     images: tuple[Path, ...] = option("folder, .zip or .tar of the downloaded pictures; repeatable", reads="pictures", default=())
@@ -154,20 +236,25 @@ class Mmc4:
         for flag, value, known in (("layout", self.layout, LAYOUTS), ("assignment", self.assignment, ASSIGNMENTS)):
             if value not in known:
                 raise RequestError(f"--{flag}: expected one of {', '.join(known)}, found {value!r}")
+        if self.min_image_bytes < 0:
+            raise RequestError(f"--min-image-bytes: expected at least 0, found {self.min_image_bytes}")
 
     def units(self, limit: int | None) -> Sequence[Shard]:
         """One shard a unit. Only what a limit needs is opened, and the first shard, to see that it is one."""
         shards = self._listed.shards
-        if not self._look(shards[0]):
+        with nearby.briefly():
+            found = self._look(shards[0])
+        if not found:
             raise SourceError(f"{shards[0].path}: expected at least one document, found none")
         return shards if limit is None else list(_limited(shards, limit))
 
     def rows(self, unit: Shard) -> Iterator[Row]:
         """Its documents, as the bytes of their lines; None for a line that is too long."""
-        self._look(unit)
-        folder = unit.folder(self.layout)
-        for number, line in enumerate(islice(_lines(unit.path), unit.documents)):
-            yield Row(Path(unit.path).name, number, (folder, line))
+        with nearby.briefly():
+            self._look(unit)
+            folder = unit.folder(self.layout)
+            for number, line in enumerate(islice(_lines(unit.path), unit.documents)):
+                yield Row(Path(unit.path).name, number, (folder, line))
 
     def sample(self, row: Row) -> Sample:
         """The document's record."""
@@ -185,7 +272,7 @@ class Mmc4:
         """Names of the pictures that are not in the lines themselves."""
         for shard in self.units(None):
             folder = shard.folder(self.layout)
-            for line in _lines(shard.path):
+            for line in _briefly(shard.path):
                 yield [_under(folder, name) for name in _named(line)]
 
     def notes(self) -> Tally:
@@ -285,7 +372,7 @@ class Mmc4:
         """The good pictures by position. The others are counted; raises Reject where none is left."""
         found: dict[int, Found] = {}
         refused: list[Reject] = []
-        for at, picture in enumerate(pictures):
+        for at, picture in enumerate(few(pictures)):
             try:
                 found[at] = self._read(picture, folder, counts)
             except Reject as reject:
@@ -409,19 +496,22 @@ def _list(annotations: Sequence[Path]) -> Listed:
     absent: list[Path] = []
     position = gaps = 0
     for path in annotations:
-        files = _shards_in(path) if path.is_dir() else [path]
+        folder = nearby.is_folder(path)
+        files = _shards_in(path) if folder else [path]
         for before, file in zip([None, *files], files, strict=False):
             gap = _gap(before, file)
             position, gaps = position + gap, gaps + gap
-            if file.is_file():
-                shards.append(Shard(str(file), position))
+            if (folder and url_of(file)) or nearby.is_file(file):  # what a store has listed is there
+                shards.append(Shard(nearby.called(file), position))
             elif _number(file) in NEVER_EXISTED:
                 absent.append(file)
             else:
-                raise RequestError(f"{file}: expected an MMC4 shard, found nothing")
+                raise RequestError(f"{nearby.called(file)}: expected an MMC4 shard, found nothing")
             position += 1
     if not shards:
-        raise SourceError(f"{', '.join(map(str, annotations[:3])) or '--annotations'}: expected at least one MMC4 shard, found none")
+        raise SourceError(
+            f"{', '.join(map(nearby.called, annotations[:3])) or '--annotations'}: expected at least one MMC4 shard, found none"
+        )
     return Listed(shards, tuple(absent), gaps)
 
 
@@ -432,9 +522,9 @@ def _gap(before: Path | None, after: Path) -> int:
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith(".")]
+    files = [folder / name for name in nearby.top(folder) if name.endswith(SUFFIXES) and not name.startswith(".")]
     if not files:
-        raise SourceError(f"{folder}: expected shards ({', '.join(SUFFIXES)}), found none")
+        raise SourceError(f"{nearby.called(folder)}: expected shards ({', '.join(SUFFIXES)}), found none")
     numbers = {path: _number(path) for path in files}
     return sorted(files, key=lambda path: (numbers[path] is None, numbers[path] or 0, path.name))
 
@@ -448,7 +538,7 @@ def _limited(shards: Sequence[Shard], limit: int) -> Iterator[Shard]:
     for shard in shards:
         if limit <= 0:
             return
-        documents = sum(1 for _ in islice(_lines(shard.path), limit))
+        documents = sum(1 for _ in islice(_briefly(shard.path), limit))
         limit -= documents
         yield shard._replace(documents=documents)
 
@@ -481,12 +571,35 @@ def _named(line: bytes | None) -> list[str]:
     return [picture.image_name for picture in pictures if picture.image_name and _no_pixels(picture)]
 
 
+def _addresses(path: str) -> Iterator[tuple[str, str | None]]:
+    """Name and URL of the pictures of a shard that have no pixels in their line; documents that can not be read have none."""
+    for line in _briefly(path):
+        try:
+            found = decode_nan(line or b"{}", _addressed)[0]
+        except Reject:
+            continue
+        for picture in [*(found.image_info or ()), *(found.image_map or {}).values()]:
+            if picture.image_name and _no_pixels(picture):
+                yield picture.image_name, picture.raw_url
+
+
+def _plain(name: str) -> bool:
+    """Whether it is a file's name and nothing else: it becomes one."""
+    return name.isprintable() and "/" not in name and not name.startswith(".") and len(name.encode()) <= 200
+
+
 def _no_pixels(picture: Named) -> bool:
     return bytes(picture.image_base64) == bytes(picture.base64_image) == b"null"
 
 
 def _under(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _briefly(path: str) -> Iterator[bytes | None]:
+    """The same lines, of a shard that is not needed again."""
+    with nearby.briefly():
+        yield from _lines(path)
 
 
 def _lines(path: str) -> Iterator[bytes | None]:
@@ -514,7 +627,7 @@ def _skip(path: str, number: int, file: BinaryIO) -> None:
 def _opened(path: str) -> Iterator[BinaryIO]:
     """The JSON lines of a shard, whatever it is packed in: known by its first bytes."""
     try:
-        with Path(path).open("rb") as raw:
+        with nearby.near(Path(path)).open("rb") as raw:
             magic = raw.read(2)
             raw.seek(0)
             with _unpacked(path, magic, raw) as file:

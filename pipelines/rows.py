@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from pipelines import nearby
 from schemas import Reject, SourceError
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ def rows(paths: Sequence[Path]) -> Rows:
     """The rows of JSON lists and of JSONL files. Raises SourceError for anything else, and where there is no row at all."""
     found = Rows(paths, [_ranges(path) for path in paths])
     if not len(found):
-        raise SourceError(f"{paths[0] if paths else 'annotations'}: expected at least one row, found an empty list")
+        raise SourceError(f"{nearby.called(paths[0]) if paths else 'annotations'}: expected at least one row, found an empty list")
     return found
 
 
@@ -141,12 +142,12 @@ def tables(path: Path, names: Sequence[str]) -> dict[str, Rows]:
     """The lists with these names in a JSON object, {} where the object lacks one. Raises SourceError if it is no object."""
     data = mapped(path)
     if first_byte(data) != b"{":
-        raise SourceError(f"{path}: expected a JSON object with {', '.join(names)}, found {_begins(data)}")
+        raise SourceError(f"{nearby.called(path)}: expected a JSON object with {', '.join(names)}, found {_begins(data)}")
     wanted = msgspec.defstruct("Tables", [(name, list[msgspec.Raw], msgspec.field(default_factory=list)) for name in names])
     try:
         decoded = msgspec.json.decode(_text(data), type=wanted)
     except msgspec.ValidationError as error:
-        raise SourceError(f"{path}: expected lists named {', '.join(names)}, found {error}") from error
+        raise SourceError(f"{nearby.called(path)}: expected lists named {', '.join(names)}, found {error}") from error
     except REFUSED:
         return {name: Rows([path], [ranges]) for name, ranges in scan_tables(path, data, names).items()}
     _stated_once(path, data)
@@ -228,7 +229,7 @@ def _unicode(value: Any) -> Any:
     if isinstance(value, list):
         return [_unicode(item) for item in value]
     if isinstance(value, dict):
-        return {name: _unicode(item) for name, item in value.items()}
+        return {name.encode("utf-8", "replace").decode(): _unicode(item) for name, item in value.items()}
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         return None
     return value
@@ -238,19 +239,19 @@ def converted(value: Any, type: type[T]) -> T:
     """Plain values as a typed struct. Raises Reject(schema)."""
     try:
         return msgspec.convert(value, type)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise Reject("schema", str(error)) from error
 
 
 def mapped(path: Path) -> mmap.mmap | bytes:
     """The file's bytes, mapped. Raises SourceError where it can not be read, or is empty."""
     try:
-        with path.open("rb") as file:
+        with nearby.near(path).open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:
-        raise SourceError(f"{path}: expected JSON, found an empty file") from error
+        raise SourceError(f"{nearby.called(path)}: expected JSON, found an empty file") from error
     except OSError as error:
-        raise SourceError(f"{path}: expected a readable file, found {error.strerror}") from error
+        raise SourceError(f"{nearby.called(path)}: expected a readable file, found {error.strerror}") from error
 
 
 def first_byte(data: mmap.mmap | bytes) -> bytes:
@@ -295,7 +296,7 @@ def _offsets(data: mmap.mmap | bytes, raws: list[msgspec.Raw]) -> np.ndarray:
 def _lines(path: Path, data: mmap.mmap | bytes) -> Iterator[tuple[int, int]]:
     """One object a line. A first line that is no whole object means that this is no JSONL, a last one that the file was cut off."""
     if first_byte(data) != b"{":
-        raise SourceError(f"{path}: expected a JSON list or one JSON object a line, found {_begins(data)}")
+        raise SourceError(f"{nearby.called(path)}: expected a JSON list or one JSON object a line, found {_begins(data)}")
     start, first = len(BOM) if data[:3] == BOM else 0, True
     while start < len(data):
         end = data.find(b"\n", start)
@@ -378,4 +379,4 @@ def position(path: Path, data: mmap.mmap | bytes, at: int) -> str:
     lines, start = 1, 0
     while (start := data.find(b"\n", start, at) + 1) > 0:
         lines += 1
-    return f"{path} line {lines}, byte {at}"
+    return f"{nearby.called(path)} line {lines}, byte {at}"

@@ -13,15 +13,18 @@ One item gives exactly one record or one reject, because nothing else can be sai
     notes()        counts that belong to the input as a whole: a Tally, put into the manifest once
     names()        (name, size) of the pictures, where they do not lie in `images`
     absent()       paths that were asked for and are known never to have existed
+    listed(folder) the files of an annotation folder that count, where the source has listed it already
+    fetch          a dataclass whose fields are flags of `convert`; its `fetched(source, out, limit)` downloads: the source that reads it
+    look(units, each)  a look at every unit before anything is written, by whoever `each` has do it; raises SourceError
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from pipelines.images import Found, Images
 from schemas import Image, Record, Reject
@@ -29,6 +32,8 @@ from schemas.box import BoxRefused, fit
 
 MAX_UNIT = 10_000  # items
 UNITS = 64
+MAX_IMAGES = 10_000  # of one record
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -61,10 +66,10 @@ class Tally(Counter[tuple[str, str]]):
         self.note("mended", "box_clipped", int(clipped))
         return fitted
 
-    def pictures(self, images: Images, names: Iterable[str]) -> list[Found | None]:
+    def pictures(self, images: Images, names: Sequence[str]) -> list[Found | None]:
         """Each picture, None where it is bad. Of several, the bad are dropped and counted; raises Reject where none is left."""
         found, refused = [], []
-        for name in names:
+        for name in few(names):
             try:
                 found.append(images.read(name))
                 self.note("mended", "other_suffix", int(found[-1].other_suffix))
@@ -76,6 +81,13 @@ class Tally(Counter[tuple[str, str]]):
         for reject in refused:
             self.note("images_dropped", reject.reason)
         return found
+
+
+def few(pictures: Sequence[T]) -> Sequence[T]:
+    """The pictures of a record, which a worker holds all together. Raises Reject(too_many_images) where they are more than MAX_IMAGES."""
+    if len(pictures) > MAX_IMAGES:
+        raise Reject("too_many_images", f"expected at most {MAX_IMAGES} pictures, found {len(pictures)}")
+    return pictures
 
 
 @dataclass

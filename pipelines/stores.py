@@ -12,19 +12,23 @@ import lzma
 import mmap
 import os
 import posixpath
+import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.names import in_order
 from schemas import Reject, RequestError
 from shards.foreign_tar import TarDamage, members
 from shards.place import STORES, Place, at
 
 MAX_BYTES = 256 << 20  # of one picture
+RUN = 1024  # names that are listed at a time
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ""))  # of what may be a picture's twin
 
 
@@ -36,13 +40,17 @@ def safe(name: str) -> str:
     return clean
 
 
+# What zipfile and what it unpacks with raise: NotImplementedError is a RuntimeError, a name that is no UTF-8 a ValueError.
+_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, OSError, EOFError, ValueError, OverflowError)
+
+
 class Store(Protocol):
     """A root that holds pictures."""
 
     root: Path
 
     def names(self) -> Iterator[tuple[str, int]]:
-        """Relative name and size in bytes of every file, in no particular order."""
+        """Relative name and size in bytes of every file, in order."""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -54,6 +62,32 @@ class Store(Protocol):
         ...
 
 
+class _Listed:
+    """A folder that is being listed: its names in order, those of folders with a slash, so that the names below them come in order, too."""
+
+    def __init__(self, name: str, identity: tuple[int, int], entries: Iterable[os.DirEntry[str]]) -> None:
+        self.name, self.identity = name, identity
+        self.nested = False
+        self._names, self._rest = in_order(self._marked(entries)), []
+
+    def _marked(self, entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
+        for entry in entries:
+            if entry.is_file():
+                yield entry.name
+            elif entry.is_dir():
+                self.nested = True
+                yield f"{entry.name}/"
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                yield entry.name
+
+    def next(self) -> tuple[list[str], str | None]:
+        """The next files, at most RUN, and the folder behind them if one follows; neither where this is through."""
+        names = self._rest or list(islice(self._names, RUN))
+        at = next((at for at, name in enumerate(names) if name[-1] == "/"), None) if self.nested else None
+        self._rest = [] if at is None else names[at + 1 :]
+        return (names, None) if at is None else (names[:at], names[at])
+
+
 class Folder:
     """A directory. Links are followed: data sets are often put together from them."""
 
@@ -63,22 +97,44 @@ class Folder:
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See Store."""
-        waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-        while waiting:
-            folder, above = waiting.pop()
-            try:
-                here = (self.root / folder).stat()
-                if (here.st_dev, here.st_ino) in above:
-                    continue  # a link back up; the same folder linked twice side by side counts twice
-                above |= {(here.st_dev, here.st_ino)}
-                with os.scandir(self.root / folder) as entries:
-                    for entry in entries:
-                        if entry.is_dir():
-                            waiting.append((f"{folder}{entry.name}/", above))
-                        elif entry.is_file():
-                            yield f"{folder}{entry.name}", entry.stat().st_size
-            except OSError as error:
-                raise RequestError(f"{self.root / folder}: expected a readable folder, found {error.strerror}") from error
+        for names in self.runs():
+            yield from self.sized(names)
+
+    def sized(self, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """These files with their sizes, but for links to nothing. Raises RequestError."""
+        try:
+            return zip(names, [os.stat(self._prefix + name).st_size for name in names], strict=True)
+        except OSError as error:
+            there = [name for name in names if not os.path.islink(self._prefix + name) or os.path.exists(self._prefix + name)]
+            if len(there) < len(names):
+                return self.sized(there)
+            raise RequestError(f"{error.filename}: expected a readable file, found {error.strerror}") from error
+
+    def runs(self) -> Iterator[list[str]]:
+        """Relative name of every file, and link to nothing, in order: at most RUN at a time, of one folder.
+
+        Of a folder of any size a part is in memory. Raises RequestError.
+        """
+        open = [self._listed("")]
+        while open:
+            folder = open[-1].name
+            names, inner = open[-1].next()
+            if names:
+                yield [folder + name for name in names]
+            elif inner is None:
+                open.pop()
+            if inner is not None:
+                found = self._listed(folder + inner)
+                # A link back up is not followed; the same folder linked twice side by side counts twice.
+                open += [found] if found.identity not in {one.identity for one in open} else []
+
+    def _listed(self, folder: str) -> _Listed:
+        try:
+            found = os.stat(self._prefix + folder)
+            with os.scandir(self._prefix + folder) as entries:
+                return _Listed(folder, (found.st_dev, found.st_ino), entries)
+        except OSError as error:
+            raise RequestError(f"{self._prefix}{folder}: expected a readable folder, found {error.strerror}") from error
 
     def read(self, name: str) -> bytes | None:
         """See Store."""
@@ -121,14 +177,12 @@ class Zip:
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.root)
-        except (zipfile.BadZipFile, OSError) as error:
+        except _BROKEN_ZIP as error:
             raise RequestError(f"{self.root}: expected a zip of pictures, found {error}") from error
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See Store."""
-        for entry in self._open.infolist():
-            if not entry.is_dir():
-                yield entry.filename, entry.file_size
+        return in_order((entry.filename, entry.file_size) for entry in self._open.infolist() if not entry.is_dir())
 
     def read(self, name: str) -> bytes | None:
         """See Store."""
@@ -140,7 +194,7 @@ class Zip:
                 return _bounded(name, file.read(MAX_BYTES + 1))
         except KeyError:
             return None
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError, ValueError) as error:
+        except _BROKEN_ZIP as error:
             raise Reject("image_unreadable", f"{name}: {error}"[:200]) from error
 
     @cached_property
@@ -177,7 +231,7 @@ class Tar:
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See Store."""
-        return ((name, size) for name, (_, size) in self._members.items())
+        return in_order((name, size) for name, (_, size) in self._members.items())
 
     def read(self, name: str) -> bytes | None:
         """See Store."""
@@ -200,6 +254,19 @@ class Tar:
         return self._stems.get(posixpath.splitext(name)[0])
 
 
+def _no_folders(listed: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """What a store lists, in order, but for empty objects that stand for a folder: others' names go on behind theirs and a slash."""
+    empty: list[str] = []
+    for name, size in listed:
+        yield from ((one, 0) for one in empty if name > f"{one}0" and not name.startswith(f"{one}/"))  # no more of that folder can come
+        empty = [one for one in empty if name <= f"{one}0" and not name.startswith(f"{one}/")]
+        if size and name:
+            yield name, size
+        elif name:
+            empty.append(name)
+    yield from ((one, 0) for one in empty)
+
+
 class Prefix:
     """A prefix of an object store. A picture costs a request, also one that is not there."""
 
@@ -209,9 +276,7 @@ class Prefix:
 
     def names(self) -> Iterator[tuple[str, int]]:
         """See Store. The empty objects that stand for folders in a web console are none."""
-        listed = list(self.place.names())
-        folders = {name[:at] for name, _ in listed for at, letter in enumerate(name) if letter == "/"}
-        return ((name, size) for name, size in listed if name and (size or name not in folders))
+        return in_order(_no_folders(self.place.names()))
 
     def read(self, name: str) -> bytes | None:
         """See Store."""
@@ -231,18 +296,18 @@ class Prefix:
         return self._stems[folder].get(stem(name))
 
 
-def _url(root: Path) -> str | None:
-    """The URL that a path was made of: of its two slashes one is left."""
+def url(root: Path | str) -> str | None:
+    """The URL of a store that a path was made of: of its two slashes one is left. None where it is none."""
     scheme, slash, rest = str(root).partition(":/")
-    return f"{scheme}://{rest}" if slash and scheme in STORES else None
+    return f"{scheme}://{rest.lstrip('/')}" if slash and scheme in STORES else None
 
 
 def open_store(root: Path) -> Store:
     """The store at this path, or at the URL that it was made of. Raises RequestError where there is none."""
-    if url := _url(root):
-        place = at(url)
+    if whole := url(root):
+        place = at(whole)
         if next(place.names(), None) is None:
-            raise RequestError(f"{url}: expected a prefix that holds pictures, found nothing")
+            raise RequestError(f"{whole}: expected a prefix that holds pictures, found nothing")
         return Prefix(root, place)
     if str(root).startswith("file:/"):
         return open_store(Path(str(root).removeprefix("file:")))

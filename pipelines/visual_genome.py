@@ -32,6 +32,7 @@ whose box can not be kept takes its expression and relations with it (no_region)
 
 from __future__ import annotations
 
+import fnmatch
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgspec
 import numpy as np
 
+from pipelines import nearby
 from pipelines.images import Found, Images
 from pipelines.rows import Rows, converted, decode, loosely, once, rows
 from pipelines.source import Row, Sample, Tally, even, option, verify
@@ -413,18 +415,19 @@ def _opened(annotations: Sequence[Path]) -> dict[str, Rows]:
         opened = rows([path])
         kind = _kind(path, opened)
         if kind in found:
-            raise RequestError(f"{path}: expected one file of {kind}, found {found[kind][0]}, too")
+            raise RequestError(f"{nearby.called(path)}: expected one file of {kind}, found {nearby.called(found[kind][0])}, too")
         found[kind] = path, opened
     return {kind: found[kind][1] for kind in KINDS if kind in found}
 
 
 def _files(given: Path) -> list[Path]:
     """A file itself; of a folder, the files that are named like one of the kinds."""
-    if not given.is_dir():
+    if not nearby.is_folder(given):
         return [given]
-    found = [path for kind in KINDS for path in sorted([*given.glob(f"{kind}.json"), *given.glob(f"{kind}_v*.json")])]
+    names = nearby.top(given)
+    found = [given / name for kind in KINDS for name in names if name == f"{kind}.json" or fnmatch.fnmatchcase(name, f"{kind}_v*.json")]
     if not found:
-        raise SourceError(f"{given}: expected {'.json, '.join(KINDS)}.json, or some of them, found none")
+        raise SourceError(f"{nearby.called(given)}: expected {'.json, '.join(KINDS)}.json, or some of them, found none")
     return found
 
 
@@ -442,7 +445,7 @@ def _kind(path: Path, opened: Rows) -> str:
         kinds = ["image_data"]
     if len(kinds) != 1 or not keys.keys() & {"id", "image_id"}:
         expected = f"rows of Visual Genome with image_id or id and one of url, {', '.join(LISTS.values())}"
-        raise SourceError(f"{path}: expected {expected}, found {', '.join(keys)[:200] or 'no row that can be read'}")
+        raise SourceError(f"{nearby.called(path)}: expected {expected}, found {', '.join(keys)[:200] or 'no row that can be read'}")
     return kinds[0]
 
 

@@ -58,7 +58,7 @@ def area(mask: Mask) -> int:
 def bitmap(mask: Mask) -> np.ndarray:
     """The mask as uint8 (height, width) of 0 and 1."""
     lengths = runs(mask)
-    flat = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
+    flat = np.repeat((np.arange(len(lengths)) % 2).astype(np.uint8), lengths)
     return flat.reshape(mask.size[1], mask.size[0]).T
 
 

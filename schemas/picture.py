@@ -59,6 +59,8 @@ def decode(data: bytes | memoryview, reason: str = "image_decode") -> None:
             opened.load()
     except Pillow.DecompressionBombError as error:
         raise Reject("image_bomb", str(error)[:200]) from error
+    except MemoryError:
+        raise  # of this process: with more of it the picture is a picture
     except Exception as error:  # whatever a decoder raises on hostile bytes, it did not decode
         raise Reject(reason, f"{type(error).__name__}: {error}"[:200]) from error
 
@@ -149,5 +151,7 @@ def _by_decoder(format: str, data: bytes | memoryview) -> tuple[Picture, bool]:
             return Picture(format, opened.width, opened.height), False
     except Pillow.DecompressionBombError as error:
         raise Reject("image_bomb", str(error)[:200]) from error
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a decoder raises on hostile bytes, there is no header
         raise Reject("image_header", f"{type(error).__name__}: {error}"[:200]) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 from tqdm import tqdm
 
 from schemas import RequestError
-from shards import cache, command, credentials, foreign, layouts, place, reader, throughput
+from shards import cache, command, credentials, executor, foreign, layouts, place, reader, throughput
 from shards.check import Report, check, first
 from shards.show import show
 from shards.sidecars import READERS, sidecars
@@ -32,12 +31,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=command.Parser)
     one = _command(commands, "check", _check, "verify: counts, hashes, members, schema, decode", "python -m shards check out/coco --deep")
     one.add_argument("--deep", action="store_true", help="also every record, every member's hash, and every picture decoded")
-    one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards verified at a time (default: one a core)")
+    executor.add_arguments(one)
     one = _command(commands, "show", _show, "one record, readable", "python -m shards show out/coco --at 0")
     which = one.add_mutually_exclusive_group()
     which.add_argument("--key", help="the record with this key, UUUUUU-RRRRRRRR")
     which.add_argument("--at", type=int, metavar="N", help="the record of this number, from 0 (default: a random one)")
-    _command(commands, "stats", _stats, "distributions, per source and per reject reason", "python -m shards stats out/coco --json")
+    one = _command(commands, "stats", _stats, "distributions, per source and per reject reason", "python -m shards stats out/coco --json")
+    executor.add_arguments(one)
     one = _command(commands, "view", view.run, "the browser page, or a report that stands alone", "python -m shards view out/coco")
     view.add_arguments(one)
     one = _command(commands, "stream", _stream, "how fast its records come", "python -m shards stream out/coco --batch-size 64 --workers 4")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "index", _index, "make indexes and a manifest for tars made elsewhere", "python -m shards index laion400m-data"
     )
     one.add_argument("--layout", default=foreign.AUTO, help=f"{foreign.AUTO}, {', '.join(layouts.names())} (default: auto)")
-    one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tars read at a time (default: one a core)")
+    executor.add_arguments(one)
     one = _command(
         commands, "sidecars", _sidecars, "write what other readers want", "python -m shards sidecars out/coco --for energon,wids"
     )
@@ -69,7 +69,7 @@ def _command(commands: Any, name: str, run: Any, help: str, example: str) -> arg
 def _check(options: argparse.Namespace) -> int:
     total = _size(options.place)
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=None, file=sys.stderr) as bar:
-        report = check(options.place, deep=options.deep, workers=options.workers, progress=bar.update)
+        report = check(options.place, deep=options.deep, workers=options.workers, executor=options.executor, progress=bar.update)
     value = {**report._asdict(), "problems": [problem._asdict() for problem in report.problems]}
     command.emit(value, options.json, lambda: _verdict(report, options.deep))
     return 0 if report.ok else 1
@@ -102,7 +102,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _stats(options: argparse.Namespace) -> int:
-    found = stats(options.place)
+    found = stats(options.place, workers=options.workers, executor=options.executor)
     command.emit(json.loads(json.dumps(found)), options.json, lambda: table(found))
     return 0
 
@@ -132,7 +132,7 @@ def _stream(options: argparse.Namespace) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     with tqdm(unit="B", unit_scale=True, desc="index", disable=None, file=sys.stderr) as bar:
-        made = foreign.index(options.place, layout=options.layout, workers=options.workers, progress=bar.update)
+        made = foreign.index(options.place, layout=options.layout, workers=options.workers, executor=options.executor, progress=bar.update)
     totals, found = made.manifest.totals, made.manifest
     value = {
         "layout": found.layout,

@@ -22,6 +22,7 @@ from shards.retry import STALL, Passing, deadline, request_timeout, tried
 from shards.sink import Buffer
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore
 
 PIECE = 8 << 20  # bytes of a request
@@ -91,15 +92,26 @@ class Bucket:
 
         return self._tried("size of", name, lambda: obstore.head(self._client, name)["size"])
 
+    def version(self, name: str) -> tuple[int, str]:
+        """See Place."""
+        import obstore
+
+        found = self._tried("size of", name, lambda: obstore.head(self._client, name))
+        return found["size"], f"{found['e_tag']} {found['last_modified'].isoformat()}"
+
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See Place."""
-        parent = prefix.rpartition("/")[0]
-        return ((name, size) for name, size in self._listed(parent or None) if name.startswith(prefix))
+        return ((entry["path"], entry["size"]) for entry in self._listed(prefix))
 
-    def _listed(self, parent: str | None) -> Iterator[tuple[str, int]]:
+    def modified(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """See Place."""
+        return ((entry["path"], entry["last_modified"].timestamp()) for entry in self._listed(prefix))
+
+    def _listed(self, prefix: str) -> Iterator[ObjectMeta]:
         """What the store lists, in order of name. A page that fails is asked for again, behind the last name that came."""
         import obstore
 
+        parent = prefix.rpartition("/")[0] or None
         pages: Iterator[Any] | None = None
         last: str | None = None
 
@@ -114,7 +126,8 @@ class Bucket:
 
         while found := self._tried("list", parent or "", page):
             for entry in found:
-                yield entry["path"], entry["size"]
+                if entry["path"].startswith(prefix):
+                    yield entry
                 last = entry["path"]
 
     def write(self, name: str, data: bytes) -> None:

@@ -62,7 +62,7 @@ class Cache:
     def fetch(self, place: Place, info: ShardInfo) -> Path:
         """Where the whole shard lies, until it is evicted. Raises as `open`."""
         self.open(place, info).file.close()
-        return self._path(info)
+        return self.path(info)
 
     def open(self, place: Place, info: ShardInfo, stop: Stop | None = None) -> Entry:
         """The whole shard, downloaded where it is not there; evicted or not, it is readable while it is open or mapped.
@@ -83,7 +83,7 @@ class Cache:
     def look(self, info: ShardInfo) -> IO[bytes] | None:
         """The shard, open and marked as used. None where it is not there, is being evicted, or has another size."""
         try:
-            file = self._path(info).open("rb")
+            file = self.path(info).open("rb")
         except FileNotFoundError:
             return None
         if os.fstat(file.fileno()).st_size != info.bytes or not _flock(file.fileno(), fcntl.LOCK_SH):
@@ -93,19 +93,24 @@ class Cache:
             os.utime(file.fileno())
         return file
 
+    def bring(self, place: Place, info: ShardInfo, file: IO[bytes], stop: Stop) -> None:
+        """Write the whole shard, verified. Raises ShardError, StoreError; CancelledError after `stop`."""
+        _download_twice(place, info, file, stop)
+
     def drop(self, info: ShardInfo, file: os.stat_result) -> None:
         """Forget the shard if it still is this file: its content was found damaged."""
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(self._path(info).stat(), file):
-                self._path(info).unlink()
+            if os.path.samestat(self.path(info).stat(), file):
+                self.path(info).unlink()
 
-    def _path(self, info: ShardInfo) -> Path:
+    def path(self, info: ShardInfo) -> Path:
+        """Where the shard lies while it is there. Raises ShardError where its hash is none."""
         if not _SHA256.fullmatch(info.sha256):  # it names a file
             raise ShardError(info.name, None, "sha256", "64 hexadecimal digits", repr(info.sha256))
         return self.folder / f"{info.sha256}.tar"
 
     def _beside(self, info: ShardInfo, suffix: str) -> Path:
-        return self.folder / f".{self._path(info).stem}.{suffix}"
+        return self.folder / f".{self.path(info).stem}.{suffix}"
 
     def _bring(self, place: Place, info: ShardInfo, waiting: _Waiting) -> IO[bytes]:
         """Download the shard; the caller holds its lock."""
@@ -117,9 +122,9 @@ class Cache:
             with contextlib.ExitStack() as undo:
                 file = undo.enter_context(self._reserved(part, info, waiting))
                 undo.callback(part.unlink, missing_ok=True)
-                _download_twice(place, info, file, waiting.stop)
+                self.bring(place, info, file, waiting.stop)
                 _flock(file.fileno(), fcntl.LOCK_SH)
-                part.replace(self._path(info))
+                part.replace(self.path(info))
                 undo.pop_all()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -190,7 +195,8 @@ def _sized(part: Path, size: int) -> IO[bytes]:
     with contextlib.ExitStack() as undo:
         undo.callback(part.unlink, missing_ok=True)
         file = undo.enter_context(part.open("w+b"))
-        os.posix_fallocate(file.fileno(), 0, size)
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
         undo.pop_all()
     return file
 

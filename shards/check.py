@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import xxhash
 
 from schemas import Record, RecordError, Reject, ShardError, validate
 from schemas.picture import measure
+from shards import executor as executors
 from shards import manifest, rejects, ustar
 from shards.manifest import Manifest, ShardInfo
 from shards.place import Place, at
@@ -45,10 +46,17 @@ class Report(NamedTuple):
     problems: list[Problem]
 
 
-def check(place: str | Path | Place, *, deep: bool = False, workers: int = 2, progress: Callable[[int], object] | None = None) -> Report:
-    """Verify a finished data set; `progress` is told the bytes of every shard that is done.
+def check(
+    place: str | Path | Place,
+    *,
+    deep: bool = False,
+    workers: int | None = 1,
+    executor: str = "local",
+    progress: Callable[[int], object] | None = None,
+) -> Report:
+    """Verify a finished data set; `progress` is told the bytes of every shard that is done. workers, executor: see shards.executor.
 
-    Raises RequestError where there is no finished data set to verify.
+    Raises RequestError where there is no finished data set to verify, or no such executor.
     """
     place = at(place)
     data = manifest.read_bytes(place)
@@ -60,8 +68,8 @@ def check(place: str | Path | Place, *, deep: bool = False, workers: int = 2, pr
     problems += [*_sums(found), *_strangers(place, found), *_ledger(place, found)]
     records = images = 0
     before = ""
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for info, seen in zip(found.shards, pool.map(lambda info: _shard(place, info, found.layout, deep), found.shards), strict=True):
+    with executors.executor(executor, workers, sum(info.bytes for info in found.shards)) as on:
+        for info, seen in zip(found.shards, on.map(partial(_shard, place, found.layout, deep), found.shards), strict=True):
             problems += seen.problems
             records, images = records + seen.records, images + seen.images
             if seen.first <= before and seen.records:
@@ -131,7 +139,7 @@ class _Seen(NamedTuple):
     last: str = ""
 
 
-def _shard(place: Place, info: ShardInfo, layout: str | None, deep: bool) -> _Seen:
+def _shard(place: Place, layout: str | None, deep: bool, info: ShardInfo) -> _Seen:
     with _near(place, info, layout) if deep else contextlib.nullcontext(place) as place:
         return _looked_at(place, info, layout, deep)
 

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from schemas import RequestError, ShardweaveError, SourceError, StoreError, interrupt
 from shards import credentials
 
+MAX_LINE = 1800  # characters of what is said of an error
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that says what is wrong in one line."""
@@ -39,6 +41,12 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         return tell(str(error), 1)
     except KeyboardInterrupt:
         return tell("interrupted: what is done is kept, the same command goes on", 130)
+    except MemoryError:
+        return tell("out of memory; what is done is kept, the same command goes on (each of --workers needs its own)", 2)
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        return tell("no more threads: out of memory, or of processes (ulimit -u); what is done is kept, the same command goes on", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has gone: no traceback at exit
         return 0
@@ -47,8 +55,9 @@ def run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
 
 
 def tell(message: str, status: int) -> int:
-    """One line on stderr; the status."""
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    """One line on stderr, of bounded length, that can not drive the terminal; the status."""
+    line = "".join(letter if letter.isprintable() else f"{letter!a}"[1:-1] for letter in " ".join(message.splitlines()))
+    print(f"error: {line if len(line) <= MAX_LINE else line[: MAX_LINE - 500] + ' ... ' + line[-400:]}", file=sys.stderr)
     return status
 
 

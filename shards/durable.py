@@ -1,19 +1,23 @@
 """Durable files: a name appears only with its whole content behind it, also after a power cut.
 
-Written aside as `.NAME.PID.part`, synced, renamed; then the folder is synced, because the rename itself is a change to the folder. The
-process number keeps the orphan of a killed run from writing into the same file as the run that goes on.
+Written aside as `.NAME.PID-START.part`, synced, renamed; then the folder is synced, because the rename itself is a change to the folder.
+The process number, and what this start of Python has drawn, keep the orphan of a killed run and a worker on another machine from writing
+into the file of the run that goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
+
+_START = secrets.token_hex(4)
 
 
 def aside(path: Path) -> Path:
     """Where a file is written before it has its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_START}.part")
 
 
 def write(path: Path, data: bytes) -> None:

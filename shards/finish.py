@@ -3,56 +3,72 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from shards import manifest, rejects
 from shards.card import card
-from shards.manifest import Manifest, Unit
+from shards.manifest import Manifest, RejectRun, ShardInfo, Unit
 from shards.place import Place, at
 
 CARD = "README.md"
 
 
 def finish(
-    where: str | Path | Place, content: dict[str, Any], units: Sequence[Unit], notes: dict[str, dict[str, int]] | None = None
+    where: str | Path | Place, content: dict[str, Any], units: Iterable[Unit], notes: dict[str, dict[str, int]] | None = None
 ) -> Manifest:
     """Write what describes the whole data set: the manifest that it now has.
 
-    content: source, options, inputs, versions. units: every unit's commit, in order. notes: counts that belong to no unit.
+    content: source, options, inputs, versions. units: every unit's commit, in order, gone through once. notes: counts that belong to none.
     """
     place = at(where)
-    ledger = rejects.encode(row for unit in units for row in unit.rejects)
+    total = _Total(notes or {})
+    ledger = rejects.encode(total.runs(units))
     place.write(rejects.REJECTS, ledger)
-    totals = manifest.totals(units)
-    suffixes = sorted({suffix for unit in units for suffix in unit.suffixes})
-    place.write(CARD, card(content["source"], suffixes, totals).encode())
-    shards = [shard for unit in units for shard in unit.shards]
+    suffixes = sorted(total.suffixes)
+    place.write(CARD, card(content["source"], suffixes, total.totals).encode())
     data = manifest.encode(
         {
             "format": manifest.FORMAT,
             **content,
-            "shards": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in shards],
-            "totals": totals,
-            "rejected": _rejected(units),
-            **_families(units, notes or {}),
-            "rejects": {"rows": totals["rejected"], "sha256": hashlib.sha256(ledger).hexdigest()},
+            "shards": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in total.shards],
+            "totals": total.totals,
+            "rejected": dict(sorted(total.rejected.items())),
+            "images_dropped": {},
+            "regions_dropped": {},
+            **total.dropped,
+            "rejects": {"rows": total.totals["rejected"], "sha256": hashlib.sha256(ledger).hexdigest()},
             "suffixes": suffixes,
-            "fingerprint": manifest.fingerprint(shards),
+            "fingerprint": manifest.fingerprint(total.shards),
         }
     )
     place.write(manifest.MANIFEST, data)
     return manifest.decode(data)
 
 
-def _rejected(units: Sequence[Unit]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for unit in units:
-        for row in unit.rejects:
-            found[row.reason] = found.get(row.reason, 0) + 1
-    return dict(sorted(found.items()))
+class _Total:
+    """What units add up to. read = written + rejected, because it holds for each of them."""
 
+    def __init__(self, notes: dict[str, dict[str, int]]) -> None:
+        self.totals = {"read": 0, "written": 0, "rejected": 0, "images": 0}
+        self.rejected: Counter[str] = Counter()
+        self.dropped = manifest.add_up([notes])
+        self.suffixes: set[str] = set()
+        self.shards: list[ShardInfo] = []
 
-def _families(units: Sequence[Unit], notes: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    return {"images_dropped": {}, "regions_dropped": {}, **manifest.add_up([*(unit.dropped for unit in units), notes])}
+    def runs(self, units: Iterable[Unit]) -> Iterator[RejectRun]:
+        """All rejects, in order. When it is through, everything is added up."""
+        for unit in units:
+            self._add(unit)
+            yield from unit.runs
+
+    def _add(self, unit: Unit) -> None:
+        for name, number in zip(self.totals, (unit.read, unit.written, unit.refused(), unit.images), strict=True):
+            self.totals[name] += number
+        for run in unit.runs:
+            self.rejected[run.reason] += run.times
+        self.dropped = manifest.add_up([self.dropped, unit.dropped])
+        self.suffixes.update(unit.suffixes)
+        self.shards += unit.shards

@@ -40,8 +40,21 @@ class Folder:
         """See Place."""
         return (self.folder / name).stat().st_size
 
+    def version(self, name: str) -> tuple[int, str]:
+        """See Place. A file that is replaced has another inode, one that is written to another time."""
+        found = (self.folder / name).stat()
+        return found.st_size, f"{found.st_ino}-{found.st_mtime_ns}"
+
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """See Place. What is being written aside has no name yet."""
+        """See Place."""
+        return ((name, stat.st_size) for name, stat in self._listed(prefix))
+
+    def modified(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """See Place."""
+        return ((name, stat.st_mtime) for name, stat in self._listed(prefix))
+
+    def _listed(self, prefix: str) -> list[tuple[str, os.stat_result]]:
+        """Every file whose name begins so, in order of name. What is being written aside has no name yet."""
         parent = prefix.rpartition("/")[0]
         found = []
         for root, _, files in os.walk(self.folder / parent):
@@ -49,8 +62,8 @@ class Folder:
                 name = os.path.relpath(os.path.join(root, file), self.folder)
                 if name.startswith(prefix) and not (file.startswith(".") and file.endswith(".part")):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((name, os.stat(os.path.join(root, file)).st_size))
-        return iter(sorted(found))
+                        found.append((name, os.stat(os.path.join(root, file))))
+        return sorted(found)
 
     def write(self, name: str, data: bytes) -> None:
         """See Place."""

@@ -17,14 +17,12 @@ import hashlib
 import io
 import itertools
 import mmap
-import multiprocessing
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +33,12 @@ import xxhash
 from isal import isal_zlib
 
 from schemas import Record, RecordError, Reject, RequestError, ShardError, validate
-from shards import durable, foreign_tar, layouts, manifest, rejects
+from shards import durable, foreign_tar, layouts, manifest, rejects, run
+from shards import executor as executors
 from shards.foreign_tar import Tar, TarDamage, TarSample
 from shards.index import IndexBuilder, entry
 from shards.manifest import Manifest, RejectRow, ShardInfo
 from shards.place import Place, at
-from shards.processes import die_with
 from shards.sink import Buffer
 from shards.write import versions
 
@@ -67,12 +65,24 @@ class Indexed(NamedTuple):
     problems: list[Problem]
 
 
-def index(place: str | Path, *, layout: str = AUTO, workers: int = 1, progress: Callable[[int], object] | None = None) -> Indexed:
-    """Index the tars of a place; `progress` is told the bytes of every tar that is done.
+def index(
+    place: str | Path,
+    *,
+    layout: str = AUTO,
+    workers: int | None = 1,
+    executor: str = "local",
+    progress: Callable[[int], object] | None = None,
+) -> Indexed:
+    """Index the tars of a place; `progress` is told the bytes of every tar that is done. workers, executor: see shards.executor.
 
-    Raises RequestError: no tars, an unknown layout, a place that holds a converted data set.
+    Raises RequestError: no tars, an unknown layout, a place that holds a converted data set, no such executor, an indexing under way.
     """
     found = at(place)
+    with run.alone(found.folder) if found.folder is not None and found.folder.is_dir() else contextlib.nullcontext():
+        return _indexed(found, layout, workers, executor, progress)
+
+
+def _indexed(found: Place, layout: str, workers: int | None, executor: str, progress: Callable[[int], object] | None) -> Indexed:
     _free(found)
     tars = [(name, size) for name, size in found.names() if name.endswith(".tar") and "/" not in name]
     if not tars:
@@ -82,10 +92,11 @@ def index(place: str | Path, *, layout: str = AUTO, workers: int = 1, progress: 
     if found.folder is not None:
         _tidy(found.folder)
     done: list[_Done] = []
-    for (_, size), one in zip(tars, _all(found, names, layout, workers), strict=True):
-        done.append(one)
-        if progress:
-            progress(size)
+    with executors.executor(executor, workers, sum(size for _, size in tars)) as on:
+        for (_, size), one in zip(tars, on.map(partial(_one, found, layout), enumerate(names)), strict=True):
+            done.append(one)
+            if progress:
+                progress(size)
     return _finish(found, layout, done)
 
 
@@ -138,19 +149,6 @@ def _knowing(tar: Tar, sample: TarSample) -> Iterator[str]:
         yield from (layout for layout in layouts.names() if layouts.find(layout).known(members))
 
 
-def _all(place: Place, names: Sequence[str], layout: str, workers: int) -> Iterator[_Done]:
-    """Every tar's result, in order."""
-    if min(workers, len(names)) <= 1:
-        yield from (_one(place, name, number, layout) for number, name in enumerate(names))
-        return
-    spawn = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(workers, len(names)), mp_context=spawn, initializer=die_with, initargs=(os.getpid(),)) as pool:
-            yield from pool.map(_one, *zip(*((place, name, number, layout) for number, name in enumerate(names)), strict=True))
-    except BrokenProcessPool as error:
-        raise RequestError(f"{place.url}: expected {workers} workers to live, found one killed: give fewer --workers") from error
-
-
 @dataclass
 class _Done:
     """A tar's part of the manifest."""
@@ -163,9 +161,9 @@ class _Done:
     problems: list[Problem] = field(default_factory=list)
 
 
-def _one(place: Place, name: str, number: int, layout: str) -> _Done:
-    """Index one tar."""
-    done = _Done()
+def _one(place: Place, layout: str, numbered: tuple[int, str]) -> _Done:
+    """Index one tar, of this number and name."""
+    (number, name), done = numbered, _Done()
     try:
         msgspec.convert(name, manifest.Name)
         with _opened(place, name) as tar:
@@ -273,8 +271,8 @@ def _counts(place: Place, name: str, samples: int) -> Iterator[Problem]:
             stated = count(place.read(other))
         except FileNotFoundError:
             continue
-        except (msgspec.DecodeError, pa.ArrowException, OSError, ValueError, KeyError) as error:
-            yield Problem(name, f"{other} unreadable", "img2dataset's", str(error).splitlines()[0][:200])
+        except (msgspec.DecodeError, pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+            yield Problem(name, f"{other} unreadable", "img2dataset's", " ".join(str(error).split())[:200])
             continue
         if stated is not None and stated != samples:
             yield Problem(name, "samples", f"{stated}, as {other} says", str(samples))

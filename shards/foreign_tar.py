@@ -162,7 +162,8 @@ def _pax(data: bytes, offset: int) -> dict[str, bytes]:
             raise TarDamage(offset + at, "a PAX record", repr(data[at : at + 40]))
         if key.startswith(b"GNU.sparse"):
             raise TarDamage(offset + at, "a plain file", "a GNU sparse file")
-        found[key.decode("utf-8", "replace")] = value
+        if key in (b"path", b"size"):  # a header may have a hundred thousand others, and be in force for as many members
+            found[key.decode()] = value
         at += length
     return found
 

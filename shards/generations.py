@@ -60,5 +60,5 @@ def _last(place: Place) -> tuple[int, Lease | None]:
         return 0, None
     try:
         return number, msgspec.json.decode(place.read(_name(number)), type=Lease | None)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"{place.url}/{_name(number)}: expected a lease, found {error}") from error

@@ -83,6 +83,17 @@ class IndexBuilder:
 
         skipped: samples of a tar made elsewhere that became no record, by offset and key.
         """
+        return _encoded(self._batch(crc32, xxh3), tar_bytes, tar_sha256, skipped)
+
+    def pack(self, crc32: list[int], xxh3: list[bytes]) -> Packed:
+        """The same rows in a fifteenth of the memory, for a shard that waits for its hash."""
+        stream = pa.BufferOutputStream()
+        batch = self._batch(crc32, xxh3)
+        with pa.ipc.new_stream(stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)) as writer:
+            writer.write_batch(batch)
+        return Packed(len(self.entries), stream.getvalue())
+
+    def _batch(self, crc32: list[int], xxh3: list[bytes]) -> pa.RecordBatch:
         rows = self.entries
         columns = [
             pa.array([row.key for row in rows], pa.string()),
@@ -96,12 +107,29 @@ class IndexBuilder:
             pa.array([row.source for row in rows], pa.string()),
             pa.array([row.source_id for row in rows], pa.string()),
         ]
-        metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
-        if skipped:
-            metadata["skipped"] = json.dumps(skipped)
-        stream = io.BytesIO()
-        pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata)), stream, compression="zstd")
-        return stream.getvalue()
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+class Packed(NamedTuple):
+    """An index that lacks its tar's hash."""
+
+    records: int
+    data: pa.Buffer
+
+    def encode(self, tar_bytes: int, tar_sha256: str) -> bytes:
+        """The parquet file."""
+        with pa.ipc.open_stream(self.data) as reader:
+            return _encoded(reader.read_next_batch(), tar_bytes, tar_sha256)
+
+
+def _encoded(batch: pa.RecordBatch, tar_bytes: int, tar_sha256: str, skipped: list[tuple[int, str]] | None = None) -> bytes:
+    metadata = {"tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+    if skipped:
+        metadata["skipped"] = json.dumps(skipped)
+    table = pa.Table.from_arrays(batch.columns, schema=SCHEMA.with_metadata(metadata))
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
 
 
 def _lists(rows: Iterable[list[tuple[Any, ...]]], struct: pa.StructType, given: dict[int, pa.Array] | None = None) -> pa.ListArray:

@@ -7,9 +7,10 @@ so its presence means complete. It proves read = written + rejected.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ INDEXED = "_index/"  # where the indexes of tars made elsewhere lie: img2dataset
 MAX_DETAIL = 500  # characters of a reject's detail that are kept
 READS = 16  # commits read at a time
 _COMMIT = re.compile(rf"{UNITS}/\d{{6,}}\.json")
+_NUMBERED = re.compile(r"\d+-\d+")
 _HASH = re.compile(rb'("manifest_sha256": ")([0-9a-f]{64})(")')
 
 
@@ -59,6 +61,42 @@ def reject(file: str, row: int, key: str, error: Reject | RecordError) -> Reject
     return RejectRow(file, row, key, error.reason, error.detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode())
 
 
+class RejectRun(RejectRow, frozen=True, array_like=True):
+    """Neighbours that were refused alike, as a commit holds them: the first of them, and how many. A split leaves long runs."""
+
+    times: Annotated[int, msgspec.Meta(ge=1, le=2**53)] = 1
+
+    def keys(self) -> list[str]:
+        """Of all of them."""
+        if self.times == 1:
+            return [self.key]
+        unit, _, index = self.key.rpartition("-")
+        return [f"{unit}-{number:08d}" for number in range(int(index), int(index) + self.times)]
+
+    def rows(self) -> Iterator[RejectRow]:
+        """One by one."""
+        return (RejectRow(self.file, self.row + at, key, self.reason, self.detail) for at, key in enumerate(self.keys()))
+
+
+def runs(rows: Iterable[RejectRow]) -> list[RejectRun]:
+    """The rows, neighbours that were refused alike as one."""
+    found: list[RejectRun] = []
+    for row in rows:
+        last = found[-1] if found else None
+        if last is not None and _follows(last, row):
+            found[-1] = msgspec.structs.replace(last, times=last.times + 1)
+        else:
+            found.append(RejectRun(row.file, row.row, row.key, row.reason, row.detail))
+    return found
+
+
+def _follows(last: RejectRun, row: RejectRow) -> bool:
+    if (row.file, row.row, row.reason, row.detail) != (last.file, last.row + last.times, last.reason, last.detail):
+        return False
+    unit, _, index = last.key.rpartition("-")
+    return index.isdecimal() and row.key == f"{unit}-{int(index) + last.times:08d}"
+
+
 class Unit(msgspec.Struct):
     """The commit of one unit."""
 
@@ -67,10 +105,19 @@ class Unit(msgspec.Struct):
     read: Number
     written: Number
     images: Number
-    rejects: list[RejectRow]
+    runs: list[RejectRun] = msgspec.field(name="rejects")
     dropped: dict[str, dict[str, int]]  # family -> reason -> number
     shards: list[ShardInfo]
     suffixes: list[str]
+
+    @property
+    def rejects(self) -> list[RejectRow]:
+        """The inputs that became no record, one by one."""
+        return [row for run in self.runs for row in run.rows()]
+
+    def refused(self) -> int:
+        """How many they are."""
+        return sum(run.times for run in self.runs)
 
 
 class Rejects(msgspec.Struct, frozen=True):
@@ -100,6 +147,10 @@ class Manifest(msgspec.Struct):
     layout: str | None = None  # of tars made elsewhere and indexed in place: a name in shards/layouts; ours have none
 
 
+# Made here and not where they are used: msgspec 0.22 ends the process where two threads are the first to decode a struct.
+_unit, _manifest = msgspec.json.Decoder(Unit), msgspec.json.Decoder(Manifest)
+
+
 def index_name(shard: str, layout: str | None) -> str:
     """Where a shard's index lies, relative to the place."""
     return (INDEXED if layout else "") + shard.removesuffix(".tar") + ".parquet"
@@ -121,14 +172,25 @@ def commit(where: str | Path | Place, unit: Unit) -> None:
     at(where).write(_commit_name(unit.unit), msgspec.json.encode(unit))
 
 
+def unit(where: str | Path | Place, number: int) -> Unit:
+    """The commit of this unit. Raises ShardError where it is damaged, FileNotFoundError where there is none."""
+    name = _commit_name(number)
+    return decode_unit(name, at(where).read(name))
+
+
 def committed(where: str | Path | Place, numbers: Iterable[int] | None = None) -> dict[int, Unit]:
     """The units that are committed, by number; of these numbers, or all. Raises ShardError where a commit is damaged."""
+    return {unit.unit: unit for unit in each(where, numbers)}
+
+
+def each(where: str | Path | Place, numbers: Iterable[int] | None = None) -> Iterator[Unit]:
+    """The same, in order, a few of them held at a time."""
     place = at(where)
     wanted = None if numbers is None else {_commit_name(number) for number in numbers}
-    names = [name for name, _ in place.names(f"{UNITS}/") if _COMMIT.fullmatch(name) and (wanted is None or name in wanted)]
+    names = (name for name, _ in place.names(f"{UNITS}/") if _COMMIT.fullmatch(name) and (wanted is None or name in wanted))
     with ThreadPoolExecutor(READS) as pool:
-        units = pool.map(lambda name: decode_unit(name, place.read(name)), names)
-        return {unit.unit: unit for unit in units}
+        while some := list(itertools.islice(names, READS)):
+            yield from pool.map(lambda name: decode_unit(name, place.read(name)), some)
 
 
 def _commit_name(unit: int) -> str:
@@ -138,11 +200,12 @@ def _commit_name(unit: int) -> str:
 def decode_unit(name: str, data: bytes) -> Unit:
     """The commit in these bytes. Raises ShardError where it is damaged."""
     try:
-        unit = msgspec.json.decode(data, type=Unit)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        unit = _unit.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ShardError(name, None, "commit unreadable", "a unit's commit", str(error)) from error
-    if name != _commit_name(unit.unit) or unit.read != unit.written + len(unit.rejects):
-        found = f"unit {unit.unit}: {unit.read}, {unit.written} and {len(unit.rejects)}"
+    counted = all(run.times == 1 or _NUMBERED.fullmatch(run.key) for run in unit.runs)
+    if name != _commit_name(unit.unit) or unit.read != unit.written + unit.refused() or not counted:
+        found = f"unit {unit.unit}: {unit.read}, {unit.written} and {unit.refused()}"
         raise ShardError(name, None, "commit altered", "the unit of its name, read = written + rejected", found)
     return unit
 
@@ -198,8 +261,8 @@ def read_bytes(where: str | Path | Place) -> bytes:
 def decode(data: bytes) -> Manifest:
     """The manifest in these bytes. Raises ShardError where they are none, or of a format that this version does not know."""
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        manifest = _manifest.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ShardError(MANIFEST, None, "manifest unreadable", "a manifest", str(error)) from error
     if manifest.format != FORMAT:
         raise ShardError(MANIFEST, None, "manifest format", FORMAT, manifest.format)
@@ -225,14 +288,3 @@ def _unfinished(place: Place) -> str:
     except OSError:
         return ""
     return " (its conversion is not finished: run it again to go on)"
-
-
-def totals(units: Sequence[Unit]) -> dict[str, int]:
-    """read = written + rejected, and the pictures in what was written."""
-    rejected = sum(len(unit.rejects) for unit in units)
-    return {
-        "read": sum(unit.read for unit in units),
-        "written": sum(unit.written for unit in units),
-        "rejected": rejected,
-        "images": sum(unit.images for unit in units),
-    }

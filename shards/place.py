@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -43,8 +44,16 @@ class Place(Protocol):
         """Bytes of an object. Raises FileNotFoundError."""
         ...
 
+    def version(self, name: str) -> tuple[int, str]:
+        """Bytes of an object, and a mark that another object of this name would not have. Raises FileNotFoundError."""
+        ...
+
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Name and bytes of every object whose name begins so, in order of name. None where there is no such directory."""
+        ...
+
+    def modified(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """Name and time of last change, in seconds since 1970, of every object whose name begins so. A copy's is when it was copied."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -99,3 +108,17 @@ def _local(rest: str) -> Path:
     if host not in ("", "localhost") or not slash:
         raise RequestError(f"file://{rest}: expected file:///PATH, found a host")
     return Path("/" + unquote(path))
+
+
+def below(place: Place, name: str) -> Place:
+    """The place of this name inside of another."""
+    return Folder(place.folder / name) if place.folder is not None else Bucket(f"{place.url}/{name}")
+
+
+def clear(place: Place) -> None:
+    """Make it hold nothing; a directory is gone then. Raises as the place does."""
+    if place.folder is None:
+        for name, _ in list(place.names()):
+            place.remove(name)
+    elif place.folder.exists():
+        shutil.rmtree(place.folder)

@@ -48,6 +48,9 @@ class _Found(msgspec.Struct):
     lease: Lease | None
 
 
+_found = msgspec.json.Decoder(_Found)  # here: see shards.manifest
+
+
 class _Hold(Protocol):
     """A place that this process holds."""
 
@@ -89,7 +92,7 @@ def claimed(where: str | Path | Place, content: dict[str, Any]) -> Iterator[str]
 
 def _in_folder(folder: Path, run: str, content: dict[str, Any]) -> _Hold:
     _prepare(folder)
-    with _alone(folder):
+    with alone(folder):
         _take(folder, run, content)
         durable.remove_leftovers(folder)
         durable.remove_leftovers(folder / UNITS)
@@ -144,7 +147,7 @@ def _prepare(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Nobody else on this host is between asking for the lease and taking it. A killed owner's lock is gone with it.
 
     Raises RequestError where another process does not let go of it: one that is stopped, say.
@@ -188,7 +191,7 @@ def _take(folder: Path, run: str, content: dict[str, Any]) -> None:
 def _same_run(where: object, data: bytes, run: str, content: dict[str, Any]) -> None:
     """Raise RequestError where run.json's bytes are those of another run."""
     if _decode(f"{where}/{RUN}", data).fingerprint != run:
-        raise RequestError(f"{where}: {_begun_with(json.loads(data), content)}")
+        raise RequestError(f"{where}: {_begun_with(_loaded(f'{where}/{RUN}', data), content)}")
 
 
 def _read(folder: Path) -> _Found:
@@ -200,8 +203,15 @@ def _read(folder: Path) -> _Found:
 
 def _decode(name: str, data: bytes) -> _Found:
     try:
-        return msgspec.json.decode(data, type=_Found)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _found.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"{name}: expected what a run was begun with, found {error}") from error
+
+
+def _loaded(name: str, data: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # what msgspec passes over in fields that nobody asks for
         raise RequestError(f"{name}: expected what a run was begun with, found {error}") from error
 
 
@@ -244,6 +254,21 @@ def _write(folder: Path, run: str, content: dict[str, Any], owner: Lease | None)
 def _encode(run: str, content: dict[str, Any], owner: Lease | None) -> bytes:
     whole = {"fingerprint": run, **content, "lease": msgspec.to_builtins(owner)}
     return (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def seen(where: str | Path | Place, run: str) -> None:
+    """Raise RequestError where this place, as a worker sees it, is not held by a run of this fingerprint."""
+    place = at(where)
+    try:
+        data = place.read(RUN)
+    except OSError as error:
+        found = error.strerror or "none"
+        raise RequestError(f"{place.url}/{RUN}: expected the run that this worker is of, found {found}: {_EVERYWHERE}") from error
+    if _decode(f"{place.url}/{RUN}", data).fingerprint != run:
+        raise RequestError(f"{place.url}/{RUN}: expected the run that this worker is of, found another: {_EVERYWHERE}")
+
+
+_EVERYWHERE = "the place has to be the same on every node, a shared folder or object storage"
 
 
 def finished(where: str | Path | Place) -> bool:

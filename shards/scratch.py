@@ -32,6 +32,16 @@ def scratch(place: Place) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def tidied(place: Place) -> Iterator[None]:
+    """When this ends, what killed workers have left on this machine goes, too."""
+    try:
+        yield
+    finally:
+        if place.folder is None:
+            _remove_leftovers()
+
+
 def _remove_leftovers() -> None:
     """Remove what killed runs of this user left: folders that nobody has locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):

@@ -7,6 +7,7 @@ splittable pseudorandom number generators" (2014), with the constants of https:/
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -67,12 +68,25 @@ def permuted(slots: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarr
     A Feistel network over a rectangle of about sqrt(size) by sqrt(size), walked on from where it leaves range(size) (Black and Rogaway,
     "Ciphers with arbitrary finite domains", 2002). All arrays are of one shape; slots < sizes.
     """
+    return _walked(_crossed, slots, sizes, keys)
+
+
+def unpermuted(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """int64: the slot that `permuted` puts into each place."""
+    return _walked(_uncrossed, places, sizes, keys)
+
+
+Step = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _walked(step: Step, slots: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Step on until everything is inside of its range(size)."""
     found, size, seed = slots.astype(np.uint64), sizes.astype(np.uint64), keys.astype(np.uint64)
     width = np.maximum(np.ceil(np.sqrt(sizes)), 1).astype(np.uint64)
     height = (size + width - np.uint64(1)) // width
     todo = np.arange(len(found))
     while len(todo):
-        found[todo] = _crossed(found[todo], width[todo], height[todo], seed[todo])
+        found[todo] = step(found[todo], width[todo], height[todo], seed[todo])
         todo = todo[found[todo] >= size[todo]]
     return found.astype(np.int64)
 
@@ -83,6 +97,17 @@ def _crossed(cells: np.ndarray, width: np.ndarray, height: np.ndarray, keys: np.
         keys = keys + np.uint64(GOLDEN)
         rows = (rows + _hashed(keys, columns)) % height
         columns = (columns + _hashed(~keys, rows)) % width
+    return rows * width + columns
+
+
+def _uncrossed(cells: np.ndarray, width: np.ndarray, height: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The rounds of `_crossed`, backwards."""
+    rows, columns = np.divmod(cells, width)
+    keys = keys + np.uint64(_ROUNDS * GOLDEN & _MASK)
+    for _ in range(_ROUNDS):
+        columns = (columns + width - _hashed(~keys, rows) % width) % width
+        rows = (rows + height - _hashed(keys, columns) % height) % height
+        keys = keys - np.uint64(GOLDEN)
     return rows * width + columns
 
 

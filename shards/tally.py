@@ -22,6 +22,12 @@ class Tally:
     records: int = 0
     values: dict[str, Values] = field(default_factory=lambda: {name: Values() for name in (*PER_RECORD, *PER_PICTURE)})
 
+    def merge(self, other: Tally) -> None:
+        """Count what another has counted."""
+        self.records += other.records
+        for name, values in other.values.items():
+            self.values[name].merge(values)
+
     def spread(self, name: str) -> dict[str, float] | None:
         """Mean and quantiles; None where there is nothing."""
         found = self.values[name]
@@ -43,11 +49,16 @@ class Tallies(dict[str, Tally]):
             for name in PER_RECORD:
                 tally.values[name].add(getattr(columns, name)[rows])
             for name in PER_PICTURE:
-                tally.values[name].add(_picture(columns, name)[pictures])
+                tally.values[name].add(_column(columns, name)[pictures])
+
+    def merge(self, other: Tallies) -> None:
+        """Count what another has counted."""
+        for source, tally in other.items():
+            self.setdefault(source, Tally()).merge(tally)
 
 
-def _picture(columns: Columns, name: str) -> np.ndarray:
-    """A number of each picture. What is continuous is rounded, so that distinct values stay few."""
+def _column(columns: Columns, name: str) -> np.ndarray:
+    """A number of each picture, or record. What is continuous is rounded, so that distinct values stay few."""
     if name == "aspect":
         return np.round(columns.width / np.maximum(1, columns.height), 3)
     return np.round(columns.similarity, 4) if name == "similarity" else getattr(columns, name)
@@ -56,8 +67,8 @@ def _picture(columns: Columns, name: str) -> np.ndarray:
 def shard_row(name: str, size: int, columns: Columns) -> dict[str, Any]:
     """What is told of one shard: counts, and means of its records and pictures."""
     row: dict[str, Any] = {"name": name, "records": len(columns), "images": len(columns.record), "bytes": size}
-    for what in ("text_length", "regions", "width", "height", "image_bytes", "similarity"):
-        numbers = getattr(columns, what)
+    for what in ("text_length", "regions", *PER_PICTURE):
+        numbers = _column(columns, what)
         kept = numbers[~np.isnan(numbers)] if numbers.dtype.kind == "f" else numbers
         row[what] = round(float(kept.mean()), 3) if len(kept) else None
     return row

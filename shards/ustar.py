@@ -31,6 +31,16 @@ def padding(size: int) -> bytes:
     return _PADDING[-size % BLOCK]
 
 
+def payloads(data: memoryview) -> list[memoryview]:
+    """What members hold that stand one behind the other, written with these headers."""
+    found, at = [], 0
+    while at < len(data):
+        size = int(bytes(data[at + 124 : at + 135]), 8)
+        found.append(data[at + BLOCK : at + BLOCK + size])
+        at += stored(size)
+    return found
+
+
 def stored(size: int) -> int:
     """Bytes that a member of `size` bytes takes, header and padding included."""
     return BLOCK + size + -size % BLOCK

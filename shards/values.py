@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,20 +23,33 @@ class Values:
 
     def __init__(self) -> None:
         self._values, self._counts = np.empty(0), np.empty(0, np.int64)
-        self._new: list[np.ndarray] = []
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []  # values, and how often each occurs
         self._waiting = 0
 
     def add(self, numbers: np.ndarray) -> None:
         """Count these. NaN is none."""
         numbers = np.asarray(numbers, np.float64)
         numbers = numbers[~np.isnan(numbers)]
-        self._new.append(numbers)
-        self._waiting += len(numbers)
+        self._wait(numbers, np.ones(len(numbers), np.int64))
+
+    def merge(self, other: Values) -> None:
+        """Count what another has counted."""
+        other._settle()
+        self._wait(other._values, other._counts)
+
+    def _wait(self, values: np.ndarray, counts: np.ndarray) -> None:
+        self._new.append((values, counts))
+        self._waiting += len(values)
         if self._waiting > max(WAITING, len(self._values)):
             self._settle()
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return self.__dict__
+
     def __len__(self) -> int:
-        return int(self._counts.sum()) + self._waiting
+        self._settle()
+        return int(self._counts.sum())
 
     @property
     def mean(self) -> float:
@@ -68,8 +81,8 @@ class Values:
 
     def _settle(self) -> None:
         if self._new:
-            values = np.concatenate([self._values, *self._new])
-            counts = np.concatenate([self._counts, np.ones(self._waiting, np.int64)])
+            values = np.concatenate([self._values, *(values for values, _ in self._new)])
+            counts = np.concatenate([self._counts, *(counts for _, counts in self._new)])
             self._values, place = np.unique(values, return_inverse=True)
             self._counts = np.bincount(place, counts, len(self._values)).astype(np.int64)
             self._new, self._waiting = [], 0
@@ -83,7 +96,9 @@ def _edges(values: np.ndarray, median: float, most: int) -> np.ndarray:
         return np.array([0.0, *2.0 ** np.arange(np.floor(np.log2(high)) + 2)])
     step = _round((high - low) / most, whole)
     first = np.floor(low / step)
-    return np.round(np.arange(first, max(first + 1, np.floor(high / step) + 1) + 1) * step, 12)
+    edges = np.round(np.arange(first, max(first + 1, np.floor(high / step) + 1) + 1) * step, 12)
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # a step that is no binary fraction may miss them by a bit
+    return edges
 
 
 def _round(step: float, whole: bool) -> float:

@@ -17,8 +17,8 @@ from schemas import Record, RecordError, Reject, RequestError, validate
 from schemas.picture import measure
 from schemas.record import encode
 from schemas.validate import map_name
-from shards import durable, ustar
-from shards.index import IndexBuilder, entry
+from shards import durable, manifest, ustar
+from shards.index import IndexBuilder, Packed, entry
 from shards.manifest import RejectRow, ShardInfo, Unit
 from shards.place import Place
 from shards.settle import Settled, Settling
@@ -66,14 +66,11 @@ class UnitWriter:
         files: the pictures' bytes, one an image; maps: PNG bytes, one a map, whose `member` is its bare name. Raises RecordError, and then
         nothing was written.
         """
-        name_members(record, f"{self.unit:06d}-{row:08d}")
-        record = _typed(record)
-        validate(record)
-        _payloads_match(record, files, maps)
+        record, text = ready(record, f"{self.unit:06d}-{row:08d}", files, maps)
         members = [
             *zip((image.member for image in record.images), files, strict=True),
             *zip((map.member for map in record.maps), maps, strict=True),
-            (f"{record.key}.json", _encoded(record)),
+            (f"{record.key}.json", text),
         ]
         size = sum([ustar.stored(len(data)) for _, data in members])
         self._shard_with_room(size).add(record, members, files, size)
@@ -117,7 +114,7 @@ class UnitWriter:
         """Finish: what is to be committed. rejects: the unit's items that became no record."""
         shards = self.finish()
         written, images = sum(shard.records for shard in shards), sum(shard.images for shard in shards)
-        return Unit(self.unit, run, written + len(rejects), written, images, rejects, dropped, shards, sorted(self.suffixes))
+        return Unit(self.unit, run, written + len(rejects), written, images, manifest.runs(rejects), dropped, shards, sorted(self.suffixes))
 
     def _shard_with_room(self, size: int) -> _Shard:
         if self._open is not None and self._open.size + size + len(ustar.END) > self.shard_bytes:
@@ -129,6 +126,15 @@ class UnitWriter:
                 raise RequestError(f"--shard-bytes: expected at most {_MAX_PARTS} shards of a unit, found more at {self.shard_bytes} bytes")
             self._open = _Shard(self.folder, f"{self.unit:06d}-{part:03d}")
         return self._open
+
+
+def ready(record: Record, key: str, files: Sequence[Buffer], maps: Sequence[Buffer]) -> tuple[Record, bytes]:
+    """The record under this key, as a reader will see it, and its JSON. Raises RecordError where it, or a payload, breaks a rule."""
+    name_members(record, key)
+    record = _typed(record)
+    validate(record)
+    _payloads_match(record, files, maps)
+    return record, _encoded(record)
 
 
 def name_members(record: Record, key: str) -> None:
@@ -200,6 +206,7 @@ class _Shard:
         self.images = 0
         self._file = os.open(durable.aside(self.tar), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._sink, self._index = Sink(self._file), IndexBuilder()
+        self._packed: Packed | None = None
         self._settled: Settled | None = None
 
     def add(self, record: Record, members: Sequence[tuple[str, Buffer]], pictures: Sequence[Buffer], size: int) -> None:
@@ -221,6 +228,8 @@ class _Shard:
             self._settled = settling.put(self._file, self.size)
         except OSError as error:
             raise self._named(error) from error
+        self._packed = self._index.pack(self._sink.crc32, self._sink.xxh3)
+        del self._index, self._sink  # many shards may wait
 
     def settled(self) -> bool:
         """Whether `finish` has nothing to wait for."""
@@ -230,14 +239,15 @@ class _Shard:
         """Synced, indexed, renamed. The index comes first, so a tar that has its name has its index. Nothing stays if it fails."""
         try:
             sha256 = self._synced()
-            index = self._index.encode(self._sink.crc32, self._sink.xxh3, self.size, sha256)
+            assert self._packed is not None
+            index = self._packed.encode(self.size, sha256)
             durable.write(self.tar.with_suffix(".parquet"), index)
             durable.publish(self.tar)
             os.close(self._file)
         except BaseException:
             self.discard()
             raise
-        return ShardInfo(self.name + ".tar", len(self._index.entries), self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
+        return ShardInfo(self.name + ".tar", self._packed.records, self.images, self.size, sha256, hashlib.sha256(index).hexdigest())
 
     def discard(self) -> None:
         with contextlib.suppress(OSError):  # nothing here may hide why it is discarded
@@ -281,11 +291,14 @@ def _laid_out(members: Sequence[tuple[str, Buffer]], at: int) -> tuple[list[Buff
 def upstream_id(record: Record) -> str | None:
     """`id` in the record's meta, as text."""
     try:
-        found = msgspec.json.decode(record.meta, type=_WithId).id
-    except msgspec.DecodeError:
+        found = _with_id.decode(record.meta).id
+    except (msgspec.DecodeError, RecursionError):
         return None
     return None if found is None else str(found)
 
 
 class _WithId(msgspec.Struct):
     id: str | int | float | None = None
+
+
+_with_id = msgspec.json.Decoder(_WithId)  # here: see shards.manifest

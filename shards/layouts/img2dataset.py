@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from schemas import Reject, record
 from schemas.picture import measure
 from shards.layouts import Made, Members
@@ -25,6 +27,7 @@ MAX_BYTES = 256 << 20  # of a picture
 MAX_CAPTION = 1 << 20  # bytes
 MAX_TEXT = 2000  # characters of a string that is kept: a data: URL holds a whole picture
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")  # nolang is none
+_fields = msgspec.json.Decoder(dict[str, Any])
 
 
 def known(members: Members) -> bool:
@@ -39,7 +42,7 @@ def make(id: str, members: Members) -> Made:
         raise Reject("image_missing", f"{id[:100]}: expected a picture, found {', '.join(sorted(members))[:200]}")
     if len(data) > MAX_BYTES:
         raise Reject("image_bytes", f"{id[:100]}: expected at most {MAX_BYTES} bytes, found {len(data)}")
-    fields = decode(members["json"], dict[str, Any]) if "json" in members else {}
+    fields = decode(members["json"], _fields) if "json" in members else {}
     url = fields.get("url")
     if not isinstance(url, str | None):
         raise Reject("schema", f"expected a url, found {str(url)[:100]!r}")

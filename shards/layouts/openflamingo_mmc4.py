@@ -63,10 +63,13 @@ class _Keys(msgspec.Struct):
     is_gpt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_document, _keys = msgspec.json.Decoder(Document), msgspec.json.Decoder(_Keys)
+
+
 def known(members: Members) -> bool:
     """A JSON member with text_list and image_info, or with is_gpt."""
     try:
-        keys = decode(members.get("json", b""), _Keys)
+        keys = decode(members.get("json", b""), _keys)
     except Reject:
         return False
     return keys.is_gpt is not msgspec.UNSET or msgspec.UNSET not in (keys.text_list, keys.image_info)
@@ -76,7 +79,7 @@ def make(id: str, members: Members) -> Made:
     """The document's record. Raises Reject."""
     if "json" not in members:
         raise Reject("json_missing", f"{id[:100]}: expected a .json, found {', '.join(sorted(members))[:200]}")
-    document = decode(members["json"], Document)
+    document = decode(members["json"], _document)
     return _interleaved(id, document) if document.is_gpt is msgspec.UNSET else _sequence(id, document)
 
 

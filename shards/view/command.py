@@ -16,6 +16,7 @@ from shards import command, reader
 from shards.reader import Shards
 
 if TYPE_CHECKING:
+    from shards.view.mixture import Mixture
     from shards.view.pages import View
     from shards.view.tokens import Tokens
 
@@ -35,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the recipe (repeatable)")
     parser.add_argument("--tokens", type=Path, metavar="FILE.jsonl", help="instead of --recipe: what trainer tokens --json printed")
     parser.add_argument("--tokens-source", metavar="NAME", help="the recipe's source that this place is (default: the data set's source)")
+    parser.add_argument(
+        "--source", action="append", default=[], metavar="NAME=PLACE", help="where another source of the recipe lies (repeatable)"
+    )
     parser.add_argument("--records", type=int, metavar="N", help=f"records of the report ({SHOWN}), records asked of --recipe ({ASKED})")
 
 
@@ -66,22 +70,35 @@ def _view(options: argparse.Namespace, data: Shards) -> View:
     from shards.view.runs import Run
     from shards.view.upstream import Upstream
 
+    tokens, mixture = _recipe(options, data.manifest.source)
     return View(
         Desk(data),
         run=Run(options.run) if options.run else None,
-        tokens=_tokens(options, data.manifest.source),
+        tokens=tokens,
+        mixture=mixture,
         upstream=Upstream(options.upstream) if options.upstream else None,
     )
 
 
-def _tokens(options: argparse.Namespace, source: str) -> Tokens | None:
-    from shards.view import tokens
+def _recipe(options: argparse.Namespace, source: str) -> tuple[Tokens | None, Mixture | None]:
+    """What is trained on, and how sources are mixed, as far as it was asked for."""
+    from shards.view import mixture, tokens
 
     if options.tokens:
-        return tokens.read(options.tokens, options.tokens_source)
+        return tokens.read(options.tokens, options.tokens_source), None
     if options.recipe:
-        return tokens.run(options.recipe, options.place, options.tokens_source or source, options.records or ASKED, options.set)
-    return None
+        name = options.tokens_source or source
+        places = {**dict(_named(word) for word in options.source), name: options.place}
+        found = tokens.run(options.recipe, places, name, options.records or ASKED, options.set)
+        return found, mixture.run(options.recipe, places, found, options.set)
+    return None, None
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, equals, place = word.partition("=")
+    if not (name and equals and place):
+        raise RequestError(f"--source {word}: expected NAME=PLACE, found something else")
+    return name, place
 
 
 def _export(options: argparse.Namespace, view: View) -> int:

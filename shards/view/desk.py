@@ -6,7 +6,7 @@ import bisect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from shards.reader import Sample, Shard, Shards
 from shards.view.filter import Filter
 
 SAMPLES, SHARDS, COLUMNS = 32, 8, 32  # kept: a record's bytes; an open index, some MB; a shard's numbers, about 500 kB
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
@@ -26,22 +27,22 @@ class Found(NamedTuple):
     resume: int | None
 
 
-class Kept(Generic[Value]):
+class Kept(Generic[Key, Value]):
     """The last few of something, made when asked for. For several threads; two may make the same one."""
 
-    def __init__(self, most: int, make: Callable[[int], Value], drop: Callable[[Value], None] = lambda _: None) -> None:
+    def __init__(self, most: int, make: Callable[[Key], Value], drop: Callable[[Value], None] = lambda _: None) -> None:
         self._most, self._make, self._drop = most, make, drop
-        self._kept: OrderedDict[int, Value] = OrderedDict()
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, number: int) -> Value:
+    def __call__(self, key: Key) -> Value:
         with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-        made = self._make(number)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = self._make(key)
         with self._lock:
-            self._kept[number] = made
+            self._kept[key] = made
             dropped = [self._kept.popitem(last=False)[1] for _ in range(len(self._kept) - self._most)]
         for value in dropped:
             self._drop(value)
@@ -54,9 +55,9 @@ class Desk:
     def __init__(self, data: Shards) -> None:
         self.data = data
         self.first = list(accumulate((len(shard) for shard in data.shards), initial=0))
-        self.sample: Kept[Sample] = Kept(SAMPLES, self._sample)
-        self.columns: Kept[Columns] = Kept(COLUMNS, self._columns)
-        self._shard: Kept[Shard] = Kept(SHARDS, data.shards.__getitem__, Shard.close)
+        self.sample: Kept[int, Sample] = Kept(SAMPLES, self._sample)
+        self.columns: Kept[int, Columns] = Kept(COLUMNS, self._columns)
+        self._shard: Kept[int, Shard] = Kept(SHARDS, data.shards.__getitem__, Shard.close)
 
     def __len__(self) -> int:
         return self.first[-1]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from schemas import ShardError
 from shards import columns as shard_columns
+from shards import pace
 from shards.tally import Tallies, Tally, shard_row
 from shards.view import plots
 from shards.view.desk import Desk
@@ -25,7 +26,18 @@ TITLES = {
     "image_bytes": ("Picture size", "bytes"),
     "similarity": ("Similarity to the text", "similarity"),
 }
-PER_SHARD = {"records": "Records", "text_length": "Mean text length", "regions": "Mean regions", "similarity": "Mean similarity"}
+PER_SHARD = {  # title, unit
+    "records": ("Records", "records"),
+    "images": ("Images", "images"),
+    "text_length": ("Mean text length", "code points"),
+    "regions": ("Mean regions", "regions"),
+    "width": ("Mean width", "pixels"),
+    "height": ("Mean height", "pixels"),
+    "aspect": ("Mean aspect", "width to height"),
+    "image_bytes": ("Mean picture size", "bytes"),
+    "similarity": ("Mean similarity", "similarity"),
+}
+UNITS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 PER_RECORD = {"images", "text_length", "regions"}
 
 
@@ -75,7 +87,11 @@ class Numbers:
         """Means of each shard, in order; what no shard has is left out."""
         series = {what: [row[what] for row in self.shards] for what in PER_SHARD}
         told = {what: values for what, values in series.items() if any(value for value in values) and len(values) > 1}
-        return [plots.lines(f"{PER_SHARD[what]} by shard", {PER_SHARD[what]: values}, x="shard") for what, values in told.items()]
+        return [
+            plots.lines(f"{title} by shard", {title: told[what]}, unit, x="shard")
+            for what, (title, unit) in PER_SHARD.items()
+            if what in told
+        ]
 
 
 class Conversion(NamedTuple):
@@ -85,6 +101,8 @@ class Conversion(NamedTuple):
     kept: float  # written / read
     families: dict[str, list[plots.Share]]  # what was rejected, dropped, mended, noted: by reason
     by_unit: Plot | None  # share written, over the input
+    pace: str  # in words
+    over_time: list[Plot]
 
 
 def conversion(desk: Desk, ledger: Ledger, families: dict[str, dict[str, int]]) -> Conversion:
@@ -96,9 +114,28 @@ def conversion(desk: Desk, ledger: Ledger, families: dict[str, dict[str, int]]) 
         written[unit] = written.get(unit, 0) + shard.records
     units = sorted(written | ledger.by_unit)
     share = [written.get(unit, 0) / max(1, written.get(unit, 0) + ledger.by_unit.get(unit, 0)) for unit in units]
-    plot = plots.lines("Share written, over the input", {"share written": share}, x="unit") if len(units) > 1 else None
+    plot = plots.lines("Share written, over the input", {"share written": share}, "share", x="unit") if len(units) > 1 else None
     told = {family: plots.shares(counts) for family, counts in families.items() if counts}
-    return Conversion(totals, totals["written"] / max(1, totals["read"]), told, plot)
+    found = pace.pace(desk.data.place, desk.data.manifest)
+    return Conversion(totals, totals["written"] / max(1, totals["read"]), told, plot, pace.told(found), _over_time(found))
+
+
+def _over_time(found: pace.Pace) -> list[Plot]:
+    """Records and megabytes a second, over the time at work; nothing where the times tell nothing."""
+    if found.mean is None:
+        return []
+    size, unit = next((size, name) for size, name in UNITS if found.seconds >= 3 * size or size == 1)
+    ends = [min((at + 1) * found.step, found.seconds) / size for at in range(len(found.records_per_second))]
+    shown = {"records a second": found.records_per_second, "megabytes a second": [rate / 1e6 for rate in found.bytes_per_second]}
+    return [
+        plots.histogram(
+            f"Conversion: {title}",
+            list(zip([0.0, *ends], ends, rates, strict=False)),
+            f"{unit} at work, from the first unit on",
+            records=title,
+        )
+        for title, rates in shown.items()
+    ]
 
 
 def _told(tally: Tally, what: str) -> bool:

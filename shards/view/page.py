@@ -6,7 +6,7 @@ Regions are called by their position in the record, so that nothing of upstream'
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -109,6 +109,18 @@ class Page:
     def on(self, image: int) -> list[Shown]:
         """The regions of an image, the largest first, so that small ones lie on top."""
         return sorted((one for one in self.regions if one.region.image == image), key=lambda one: -_area(one.region))
+
+    def beside(self, image: int) -> dict[int, int]:
+        """Of each region of an image, how many before it begin in about the same corner: their numbers stand side by side."""
+        size = self.record.images[image]
+        near = max(size.width, size.height) / 25
+        corners = {one.number: (one.region.box[0] // near, one.region.box[1] // near) for one in self.on(image) if one.region.box}
+        seen: Counter[tuple[float, float]] = Counter()
+        found = {}
+        for number in sorted(corners):
+            found[number] = seen[corners[number]]
+            seen[corners[number]] += 1
+        return found
 
     def maps_of(self, image: int) -> list[tuple[int, Map]]:
         """The label maps of an image, with their numbers."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import jinja2
-import msgspec
 
 from schemas import Record, RecordError, ShardError, validate
 from shards import manifest
@@ -19,6 +20,7 @@ from shards.view import plots
 from shards.view.desk import Desk
 from shards.view.filter import Filter
 from shards.view.ledger import ROWS, Ledger
+from shards.view.mixture import Mixture
 from shards.view.numbers import Conversion, Numbers, conversion
 from shards.view.page import Page, Tile, tile
 from shards.view.plots import Plot
@@ -29,10 +31,15 @@ from shards.view.upstream import Upstream
 HERE = Path(__file__).parent
 TILES = 12  # records on a page
 SECONDS = 0.7  # that a request may look through indexes
+SIDE_BY_SIDE = 12  # records that are asked of object storage at a time
 
 
 class Links(Protocol):
-    """Where a template finds pictures: on the server, or in the page itself."""
+    """Where a template finds records and pictures: on the server, or in the page itself."""
+
+    def record(self, number: int) -> str | None:
+        """A record's page, None where there is none."""
+        ...
 
     def picture(self, number: int, image: int) -> str:
         """A record's image."""
@@ -54,6 +61,10 @@ class Links(Protocol):
 class Served:
     """Links to the server that shows the page."""
 
+    def record(self, number: int) -> str | None:
+        """See Links."""
+        return f"/record/{number}"
+
     def picture(self, number: int, image: int) -> str:
         """See Links."""
         return f"/picture/{number}/{image}"
@@ -73,11 +84,12 @@ class Served:
 
 @dataclass
 class View:
-    """What is looked at: a data set, and, where they are given, a run, the tokens of a recipe, and the upstream files."""
+    """What is looked at: a data set, and, where they are given, a run, what a recipe makes of it, and the upstream files."""
 
     desk: Desk
     run: Run | None = None
     tokens: Tokens | None = None
+    mixture: Mixture | None = None
     upstream: Upstream | None = None
     ledger: Ledger = field(init=False)
     numbers: Numbers = field(init=False)
@@ -103,8 +115,16 @@ class View:
         return record
 
     def tiles(self, numbers: list[int]) -> list[tuple[Tile | int, str | None]]:
-        """A tile a record, or its number and what is wrong with it."""
-        return [self._tile(number) for number in numbers]
+        """A tile a record, or its number and what is wrong with it. From object storage side by side: each is a request."""
+        if self.desk.data.place.folder is not None:
+            return [self._tile(number) for number in numbers]
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            return list(pool.map(self._tile, numbers))
+
+    def last(self) -> dict[str, list[Tile]]:
+        """Tiles of the records that the run drew last, by source."""
+        drawn = self.run.last(self.desk) if self.run else {}
+        return {name: [one for one, _ in self.tiles(numbers) if isinstance(one, Tile)] for name, numbers in drawn.items()}
 
     def _tile(self, number: int) -> tuple[Tile | int, str | None]:
         try:
@@ -174,6 +194,8 @@ class Pages:
         ledger = self.view.ledger
         listed = ledger.rows(reason, skip) if reason in ledger.reasons else None
         samples = {reason: listed.rows} if listed else ledger.samples()
+        upstream = self.view.upstream
+        whole = upstream is None or upstream.look((row for rows in samples.values() for _, row in rows), SECONDS)
         totals = self.view.desk.data.manifest.totals
         return self._page(
             "rejects.html",
@@ -183,9 +205,11 @@ class Pages:
             samples=samples,
             more=listed.more if listed else False,
             skip=skip + ROWS,
+            whole=whole,
+            again="/rejects?" + urlencode({"reason": reason, "skip": skip} if listed else {}),
             total=totals["rejected"],
             read=totals["read"],
-            pictures=self._came_from if self.view.upstream else None,
+            pictures=self._came_from if upstream else None,
         )
 
     def run(self) -> str:
@@ -194,11 +218,7 @@ class Pages:
         if run is None:
             raise LookupError("no run: give --run FOLDER")
         whole = run.advance()
-        last = {
-            name: [one for one, _ in self.view.tiles(numbers) if isinstance(one, Tile)]
-            for name, numbers in run.last(self.view.desk).items()
-        }
-        return self._page("run.html", "Run", run=run, whole=whole, last=last)
+        return self._page("run.html", "Run", run=run, whole=whole, last=self.view.last())
 
     def message(self, title: str, text: str, status: int = 200, go_on: str | None = None) -> str:
         """A page that says one thing."""
@@ -211,9 +231,10 @@ class Pages:
     def _came_from(self, number: int, row: RejectRow) -> tuple[str | None, str | None]:
         """Where the picture of a reject is to be had, and the row of upstream's file."""
         upstream = self.view.upstream
-        if upstream is None:
-            return None, None
-        return (f"/reject/{number}" if upstream.picture(row) else None), pretty(upstream.row(row))
+        if upstream is None or not upstream.looked(row):
+            return None, "not looked up yet"
+        stood = upstream.stood(row)
+        return (f"/reject/{number}" if upstream.picture(row) else None), stood.text if stood else None
 
     def _searched(self) -> dict[str, Any]:
         sources = sorted({self.view.desk.data.manifest.source, *self.view.numbers.tallies})
@@ -233,15 +254,8 @@ def placed(view: View) -> dict[str, Any]:
 
 def numbered(view: View) -> dict[str, Any]:
     """What numbers.part.html takes."""
-    return {"numbers": view.numbers, "conversion": view.conversion, "tokens": view.tokens, "token_plots": view.token_plots}
-
-
-def pretty(row: str | None) -> str | None:
-    """A row of JSON, a field a line; anything else as it stands."""
-    try:
-        return None if row is None else msgspec.json.format(row, indent=1)
-    except msgspec.DecodeError:
-        return row
+    shown = {"numbers": view.numbers, "conversion": view.conversion}
+    return {**shown, "mixture": view.mixture, "tokens": view.tokens, "token_plots": view.token_plots}
 
 
 @cache
@@ -249,5 +263,5 @@ def templates() -> jinja2.Environment:
     """The templates. Everything is escaped, and a name that is not given is an error."""
     loader = jinja2.FileSystemLoader(HERE / "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.globals["amount"] = plots.amount
+    made.globals |= {"amount": plots.amount, "plots": plots}
     return made

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.values import Bin
+Bins = Sequence[tuple[float, float, float]]  # shards.values.Bin, or a rate in place of a number
 
-WIDTH, HEIGHT = 400, 190
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28  # room for the axes
+WIDTH, HEIGHT = 400, 222
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 44  # room for the axes and what they are called
 POINTS, CROWDED = 240, 60  # of a line, and of each of several: longer ones are averaged
 LINES = 8  # told apart by dashes and marks
 
@@ -48,7 +48,8 @@ class Plot(NamedTuple):
     """Bars or lines between two axes, and the same as a table."""
 
     title: str
-    unit: str
+    across: str  # what the axes are called
+    up: str
     bars: list[Bar]
     lines: list[Line]
     x_ticks: list[Tick]
@@ -67,33 +68,29 @@ class Share(NamedTuple):
     text: str
 
 
-def histogram(title: str, bins: Sequence[Bin], unit: str = "", *, records: str = "records", summary: str = "") -> Plot:
-    """Bars as high as their counts."""
-    most = max((bin.number for bin in bins), default=0)
-    top, y_ticks = _y_axis(0, most)
+def histogram(title: str, bins: Bins, unit: str, *, records: str = "records", summary: str = "") -> Plot:
+    """Bars as high as their numbers."""
+    most = max((number for _, _, number in bins), default=0)
+    top, y_ticks = _y_axis(0, most, whole=all(number == int(number) for _, _, number in bins))
     wide = min(48.0, (WIDTH - LEFT - RIGHT) / max(1, len(bins)))
     bars, rows = [], []
-    for at, bin in enumerate(bins):
-        height = (HEIGHT - TOP - BOTTOM) * bin.number / top
-        height = max(1.5, height) if bin.number else 0.0  # what is there is seen
-        said = _range(bin)
-        bars.append(
-            Bar(LEFT + at * wide, HEIGHT - BOTTOM - height, max(1.0, wide - 1.5), height, f"{said} {unit}: {bin.number:,} {records}")
-        )
-        rows.append([said, f"{bin.number:,}"])
-    return Plot(title, unit, bars, [], _bin_ticks(bins, wide), y_ticks, [unit or title, records], rows, summary)
+    for at, (low, high, number) in enumerate(bins):
+        height = (HEIGHT - TOP - BOTTOM) * number / top
+        height = max(1.5, height) if number else 0.0  # what is there is seen
+        said, count = _range(low, high), _number(number)
+        bars.append(Bar(LEFT + at * wide, HEIGHT - BOTTOM - height, max(1.0, wide - 1.5), height, f"{said} {unit}: {count} {records}"))
+        rows.append([said, count])
+    return Plot(title, unit, records, bars, [], _bin_ticks(bins, wide), y_ticks, [unit, records], rows, summary)
 
 
 def lines(
     title: str,
     series: Mapping[str, Sequence[float | None] | array[float] | np.ndarray],
-    unit: str = "",
+    unit: str,
     *,
     x: str = "step",
-    first: int = 0,
-    step: int = 1,
 ) -> Plot:
-    """A line a series over positions first, first + step, ...; None is a gap. Long ones are averaged piecewise."""
+    """A line a series over positions 0, 1, ...; None is a gap. Long ones are averaged piecewise."""
     points = POINTS if len(series) == 1 else CROWDED
     kept = {name: _averaged(values, points) for name, values in list(series.items())[:LINES]}
     count = max((len(values) for values in series.values()), default=0)
@@ -102,16 +99,18 @@ def lines(
     top, y_ticks = _y_axis(low, high)
     drawn = [_line(name, style, values, low, top, told=x == "step") for style, (name, values) in enumerate(kept.items())]
     size = max((len(values) for values in kept.values()), default=0)
-    every = -(-count // points) * step if count else 1
+    every = -(-count // points) or 1
     rows = [
-        [f"{first + at * every:,}", *(_number(values[at]) if at < len(values) else "" for values in kept.values())]
+        [f"{at * every:,}", *(_number(values[at]) if at < len(values) else "" for values in kept.values())]
         for at in range(0, size, max(1, size // 20))
     ]
     x_ticks = [
-        Tick(LEFT + (WIDTH - LEFT - RIGHT) * part, f"{round(first + part * max(0, count - 1) * step):,}") for part in (0.0, 0.5, 1.0)
+        Tick(LEFT + (WIDTH - LEFT - RIGHT) * part, f"{round(part * max(0, count - 1)):,}")
+        for part in ((0.0, 0.5, 1.0) if count > 4 else (0.0, 1.0))
     ]
     return Plot(
         title,
+        x,
         unit,
         [],
         drawn,
@@ -119,7 +118,7 @@ def lines(
         y_ticks,
         [x, *kept],
         rows,
-        f"means of {every // step:,} {x}s" if every > step else "",
+        f"means of {every:,} {x}s" if every > 1 else "",
     )
 
 
@@ -154,35 +153,36 @@ def _line(name: str, style: int, values: np.ndarray, low: float, top: float, tol
     return Line(name, style, " ".join(path), marks, _number(float(values[there[-1]])) if told and len(there) else "")
 
 
-def _y_axis(low: float, high: float) -> tuple[float, list[Tick]]:
-    """Where the axis ends, and three or four ticks."""
+def _y_axis(low: float, high: float, *, whole: bool = False) -> tuple[float, list[Tick]]:
+    """Where the axis ends, and three or four ticks; whole: between which nothing lies."""
     if high <= low:
         high = low + 1
     rough = (high - low) / 3
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * (1 - 1e-9))
+    step = max(1.0, float(math.ceil(step))) if whole else step
     top = low + math.ceil((high - low) / step - 1e-9) * step
     down = HEIGHT - TOP - BOTTOM
     values = [low + n * step for n in range(round((top - low) / step) + 1)]
     return top, [Tick(TOP + down * (1 - (value - low) / (top - low)), short(value)) for value in values]
 
 
-def _bin_ticks(bins: Sequence[Bin], wide: float) -> list[Tick]:
+def _bin_ticks(bins: Bins, wide: float) -> list[Tick]:
     """A few bins' names: where single numbers are counted under their middle, otherwise where they begin."""
     if not bins:
         return []
-    single = all(_single(bin) for bin in bins)
+    single = all(_single(low, high) for low, high, _ in bins)
     every = max(1, -(-len(bins) // 6))
     middle = wide / 2 if single else 0.0
-    return [Tick(LEFT + at * wide + middle, short(bins[at].low)) for at in range(0, len(bins), every)]
+    return [Tick(LEFT + at * wide + middle, short(bins[at][0])) for at in range(0, len(bins), every)]
 
 
-def _single(bin: Bin) -> bool:
-    return bin.high - bin.low == 1 and bin.low == math.floor(bin.low)
+def _single(low: float, high: float) -> bool:
+    return high - low == 1 and low == math.floor(low)
 
 
-def _range(bin: Bin) -> str:
-    return _number(bin.low) if _single(bin) else f"{_number(bin.low)} to {_number(bin.high)}"
+def _range(low: float, high: float) -> str:
+    return _number(low) if _single(low, high) else f"{_number(low)} to {_number(high)}"
 
 
 def amount(value: float) -> str:

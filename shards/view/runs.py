@@ -44,6 +44,9 @@ class Line(msgspec.Struct):
     share_asked: dict[str, float] = {}
 
 
+_line = msgspec.json.Decoder(Line)  # at import: two threads that are the first to decode a Struct crash msgspec 0.22
+
+
 @dataclass
 class Series:
     """Of a source: its loss step by step (NaN: none in this step), and what was drawn of it so far."""
@@ -52,7 +55,7 @@ class Series:
     served: float = 0
     left_out: float = 0
     bad: float = 0
-    last: float = 0  # drawn in the last step
+    whole: int = 0  # drawn up to the end of the last whole block
     asked: float | None = None
 
     @property
@@ -81,12 +84,13 @@ class Run:
         self.folder, self._lock = folder, threading.Lock()
         if not (folder / LOG).is_file():
             raise RequestError(f"--run {folder}: expected a run folder, found no {LOG}")
-        self.recipe = _recipe(folder / RECIPE)
+        self.recipe = recipe_table(folder / RECIPE)
+        self.block = _block(self.recipe.get("mixture"))
         self._sizes: dict[str, int | None] = {}
         self._forget()
 
     def _forget(self) -> None:
-        self.steps = 0
+        self.steps = self.whole = 0
         self.tokens = self.skipped = self.unread = 0
         self.by_source: dict[str, Series] = {}
         self.columns = {name: array("d") for name in ("loss", "lr", "seconds", "waiting", "records")}
@@ -109,7 +113,7 @@ class Run:
 
     def _add(self, data: bytes) -> None:
         try:
-            line = msgspec.json.decode(data, type=Line)
+            line = _line.decode(data)
         except (msgspec.DecodeError, RecursionError):
             self.unread += 1
             return
@@ -127,19 +131,22 @@ class Run:
             series.served += served
             series.left_out += left_out
             series.bad += bad
-            series.last = served + left_out + bad
             series.asked = line.share_asked.get(name, series.asked)
         self.steps += 1
+        if self.steps % self.block == 0:
+            self.whole = self.steps
+            for series in self.by_source.values():
+                series.whole = series.drawn
 
     def plots(self) -> list[Plot]:
         """Loss per source, learning rate, share of time spent waiting for data, throughput."""
         seconds = np.maximum(1e-9, np.asarray(self.columns["seconds"]))
         losses = {name: series.loss for name, series in self.by_source.items() if len(series.loss) and np.isfinite(series.loss).any()}
         shown = [
-            plots.lines("Loss by source", losses or {"loss": self.columns["loss"]}),
-            plots.lines("Learning rate", {"learning rate": self.columns["lr"]}),
-            plots.lines("Share of time waiting for data", {"share": np.asarray(self.columns["waiting"]) / seconds}),
-            plots.lines("Records a second", {"records a second": np.asarray(self.columns["records"]) / seconds}),
+            plots.lines("Loss by source", losses or {"loss": self.columns["loss"]}, "loss"),
+            plots.lines("Learning rate", {"learning rate": self.columns["lr"]}, "learning rate"),
+            plots.lines("Share of time waiting for data", {"share": np.asarray(self.columns["waiting"]) / seconds}, "share"),
+            plots.lines("Throughput", {"throughput": np.asarray(self.columns["records"]) / seconds}, "records a second"),
         ]
         return [plot for plot in shown if any(line.path for line in plot.lines)]
 
@@ -157,20 +164,18 @@ class Run:
     def _records(self, name: str) -> int | None:
         """How many records an epoch of this source has: its place says so, where it can be read."""
         if name not in self._sizes:
-            self._sizes[name] = _size(self._source(name))
+            self._sizes[name] = epoch(self._source(name))
         return self._sizes[name]
 
     def _source(self, name: str) -> dict[str, Any]:
-        found = self.recipe.get("sources")
-        tables = found if isinstance(found, list) else []
-        return next((table for table in tables if isinstance(table, dict) and table.get("name") == name), {})
+        return source_table(self.recipe, name)
 
     def last(self, desk: Desk) -> dict[str, list[int]]:
-        """Numbers of the records that were drawn last, by source, of the sources whose data are on the desk."""
-        mixture = self.recipe.get("mixture")
-        if isinstance(mixture, dict) and mixture.get("draw") == "mixed":
-            return {}  # draws of a block are served in an order of length
-        drawn = {name: series.drawn for name, series in self.by_source.items() if series.drawn and _same(self._source(name), desk)}
+        """Numbers of the records that were trained on last, by source, of the sources whose data are on the desk: as of step `whole`.
+
+        Draws of a block of steps are served in an order of length that only the trainer knows, so they count when the block is through.
+        """
+        drawn = {name: series.whole for name, series in self.by_source.items() if series.whole and _same(self._source(name), desk)}
         return {name: _drawn(desk, self._source(name), name, self.recipe.get("seed", 0), count) for name, count in drawn.items()}
 
 
@@ -180,6 +185,13 @@ def _drawn(desk: Desk, source: dict[str, Any], name: str, seed: int, count: int)
     order = Order(counts, splitmix.key(seed, name), window=source.get("window", 16), resampled=bool(source.get("resampled")))
     shards, rows = order.at(np.arange(max(0, count - LAST), count))
     return [desk.first[shard] + row for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)][::-1]
+
+
+def _block(mixture: Any) -> int:
+    """Steps whose draws are served in another order than they are drawn in: as trainer/recipe.py has it."""
+    table = mixture if isinstance(mixture, dict) else {}
+    steps = table.get("group_steps", 32) if table.get("draw") == "mixed" else 1
+    return steps if isinstance(steps, int) and steps > 0 else 1
 
 
 def _same(source: dict[str, Any], desk: Desk) -> bool:
@@ -196,10 +208,18 @@ def _same(source: dict[str, Any], desk: Desk) -> bool:
     return found.url == here.url
 
 
-def _size(source: dict[str, Any]) -> int | None:
-    epoch, where = source.get("epoch_samples"), source.get("shards")
-    if isinstance(epoch, int) and epoch > 0:
-        return epoch
+def source_table(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a recipe says of a source; empty where it says nothing."""
+    found = recipe.get("sources")
+    tables = found if isinstance(found, list) else []
+    return next((table for table in tables if isinstance(table, dict) and table.get("name") == name), {})
+
+
+def epoch(source: dict[str, Any]) -> int | None:
+    """How many records an epoch has of a source in a recipe; None where its place does not say so."""
+    stated, where = source.get("epoch_samples"), source.get("shards")
+    if isinstance(stated, int) and stated > 0:
+        return stated
     if not isinstance(where, str) or source.get("kind", "shards") != "shards":
         return None
     from shards import manifest
@@ -210,7 +230,7 @@ def _size(source: dict[str, Any]) -> int | None:
         return None  # the data went elsewhere: the page says less
 
 
-def _recipe(path: Path) -> dict[str, Any]:
+def recipe_table(path: Path) -> dict[str, Any]:
     """The recipe, empty where there is none. Raises RequestError where it is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +12,10 @@ import numpy as np
 
 from schemas import RequestError
 from shards.values import Values
+from shards.view import ask
 
 IGNORE = -100  # label of a position that is not trained on
-LINES = 5_000  # records that are kept
-SECONDS = 600  # that the command may take
+READ, LINES = 100_000, 5_000  # records that are counted, and kept
 LINE = 64 << 20  # bytes
 
 
@@ -31,6 +28,9 @@ class Line(msgspec.Struct):
     images: list[int]
     text: str
     spans: list[tuple[int, int]] | None = None
+
+
+_line = msgspec.json.Decoder(Line)  # at import: two threads that are the first to decode a Struct crash msgspec 0.22
 
 
 class Stretch(NamedTuple):
@@ -52,17 +52,23 @@ class Seen(NamedTuple):
 
 
 class Tokens:
-    """Records under a recipe, by key. Raises RequestError where a line is none."""
+    """Records under a recipe, by key: of one source, if it is named. Of all sources: `by_source`, tokens of a record that are trained on.
+
+    Raises RequestError where a line is none.
+    """
 
     def __init__(self, name: str, lines: Iterable[bytes], source: str | None) -> None:
         self.name, self._lines = name, dict[str, bytes]()
-        self.lengths, self.trained = Values(), Values()
-        for number, data in enumerate(islice(lines, LINES), 1):
+        self.lengths, self.trained, self.by_source = Values(), Values(), dict[str, Values]()
+        for number, data in enumerate(islice(lines, READ), 1):
             line = _decoded(name, number, data)
+            trained = np.array([sum(label != IGNORE for label in line.labels)])
+            self.by_source.setdefault(line.source, Values()).add(trained)
             if source is None or line.source == source:
-                self._lines[line.key] = data
+                if len(self._lines) < LINES:
+                    self._lines[line.key] = data
                 self.lengths.add(np.array([len(line.labels)]))
-                self.trained.add(np.array([sum(label != IGNORE for label in line.labels)]))
+                self.trained.add(trained)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -72,7 +78,7 @@ class Tokens:
         data = self._lines.get(key)
         if data is None:
             return None
-        line = msgspec.json.decode(data, type=Line)
+        line = _line.decode(data)
         trained = sum(label != IGNORE for label in line.labels)
         return Seen(line.source, len(line.labels), trained, len(line.images), list(_stretches(line)), line.spans is not None)
 
@@ -86,28 +92,17 @@ def read(path: Path, source: str | None = None) -> Tokens:
         raise RequestError(f"--tokens {path}: expected the output of trainer tokens --json, found {error.strerror}") from error
 
 
-def run(recipe: str, place: str, source: str, records: int, settings: Sequence[str] = ()) -> Tokens:
-    """What the command says of the first records of a place. Raises RequestError where it fails: its own line says why."""
-    words = ["tokens", recipe, "--source", f"{source}={place}", "--records", str(records), "--json"]
-    words += [word for setting in settings for word in ("--set", setting)]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            status = subprocess.run(
-                [sys.executable, "-m", "trainer", *words], stdout=out, stderr=err, timeout=SECONDS, check=False
-            ).returncode
-        except subprocess.TimeoutExpired as error:
-            raise RequestError(f"--recipe {recipe}: expected trainer tokens to end within {SECONDS} s, found it going on") from error
-        if status > 1:  # 1: some records have no place in the template
-            err.seek(0)
-            said = err.read().decode("utf-8", "replace").strip().splitlines() or ["nothing said"]
-            raise RequestError(f"--recipe {recipe}: expected trainer tokens to succeed, found: {said[-1][:500]}")
-        out.seek(0)
-        return Tokens(Path(recipe).name, out, source)
+def run(recipe: str, places: Mapping[str, str], source: str, records: int, settings: Sequence[str] = ()) -> Tokens:
+    """What the command says of the first records of each source. Raises RequestError where it fails: its own line says why."""
+    with ask.trainer(["tokens", recipe, *ask.given(places, settings), "--records", str(records), "--json"]) as answer:
+        if answer.status > 1:  # 1: some records have no place in the template
+            raise RequestError(f"--recipe {recipe}: expected trainer tokens to succeed, found: {answer.said}")
+        return Tokens(Path(recipe).name, answer.out, source)
 
 
 def _decoded(name: str, number: int, data: bytes) -> Line:
     try:
-        line = msgspec.json.decode(data, type=Line)
+        line = _line.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"{name} line {number}: expected a line of trainer tokens --json, found {error}") from error
     if line.spans is not None and len(line.spans) != len(line.labels):

@@ -22,7 +22,10 @@ from tests.bench.readers import NotThere
 from tests.bench.workload import scratch
 
 HERE = Path(__file__).parent
-NAMES = ("write", "decode", "check", "read", "undecoded", "decoded", "stored", "start", "plan", "wait", "padding", "loop_overhead")
+NAMES = (
+    *("write", "decode", "check", "read", "undecoded", "decoded", "stored", "start", "plan", "view"),
+    *("wait", "padding", "loop_overhead", "planning", "scale", "download"),
+)
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ from tests import ceph
 from tests import proxy as proxies
 from tests.bench.figure import OURS
 from tests.bench.harm import HARMS, files, middle
+from tests.bench.part import rewrite
 from tests.bench.peers import protocol
 from tests.bench.readers import Done, NotThere, Reader, arguments, empty_folder, made, process, readers
 from tests.bench.workload import Workload, scratch
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="beginnings of rows' names (default: all)")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     parser.add_argument("--go-on", action="store_true", help="leave out the cells that an earlier run has kept")
-    parser.add_argument("--write", type=Path, help="keep the table in this file")
+    parser.add_argument("--write", type=Path, help="keep the table in this file, beside what else stands there")
     options = parser.parse_args()
     try:
         columns = readers()
@@ -87,7 +88,7 @@ def main() -> int:
     table = report(columns, list(rows), kept())
     print(table)
     if options.write:
-        options.write.write_text(table)
+        rewrite(options.write, table)
     return int(any("**" in text for name, text in cells.items() if name.endswith(f" | {OURS}")))
 
 

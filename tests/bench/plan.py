@@ -14,7 +14,7 @@ import numpy as np
 from shards.order import Order
 from tests.bench.figure import Figure
 from tests.shards.test_order import by_place, fetched, striding
-from trainer.mixture import Draw, Mixture, MixtureSource
+from trainer.data.mixture import Draw, Mixture, MixtureSource
 
 SHARES = {"a": 0.8, "b": 0.15, "c": 0.05}
 DRAWS, BATCH = 100_000, 256

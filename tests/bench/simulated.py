@@ -40,6 +40,7 @@ def simulate(folder: Path, shards_wanted: int, records: int) -> None:
         rows.append(
             {"name": f"{name}.tar", **{key: getattr(info, key) for key in ("records", "images", "bytes", "sha256", "index_sha256")}}
         )
+    os.link(real / "rejects.parquet", folder / "rejects.parquet")
     content = json.loads((real / manifest.MANIFEST).read_bytes())
     content["totals"] |= {"read": records * shards_wanted, "written": records * shards_wanted, "images": records * shards_wanted}
     content.pop("manifest_sha256")

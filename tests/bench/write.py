@@ -7,7 +7,6 @@ is the processor time of what nobody can leave out: reading, CRC-32, XXH3-128, w
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -22,6 +21,7 @@ import xxhash
 from isal import isal_zlib
 from webdataset.writer import ShardWriter
 
+from shards.executor import Executor, executor
 from shards.settle import LANES, sha256s
 from tests.bench.figure import Figure
 from tests.bench.photos import photos
@@ -125,7 +125,8 @@ def ours(root: Path, workers: int, verify: str = "header") -> float:
         ingest(source, root / "warm", Plan(limit=10))
         shutil.rmtree(root / "warm")
         return timed(lambda: ingest(source_again(source), root / "out", Plan()))
-    return in_processes(source, root / "out", workers)
+    with executor("local", workers) as on:
+        return by(on, source, root / "out")
 
 
 def source_again(source: Any) -> Any:
@@ -133,44 +134,18 @@ def source_again(source: Any) -> Any:
     return replace(source)
 
 
-def in_processes(source: Any, folder: Path, workers: int) -> float:
-    """As ingest does it, but with workers that wait at a barrier, warm, before the clock starts."""
-    from pipelines import ingest as module
-    from shards import manifest, run
-    from shards.finish import finish
+def by(on: Executor, source: Any, folder: Path) -> float:
+    """Seconds, by workers that are there and warm."""
+    from pipelines.ingest import Plan, convert
 
-    context = multiprocessing.get_context("spawn")
-    counters, queue, done, barrier = module._Counters(context), context.Queue(), context.Queue(), context.Barrier(workers + 1)
-    processes = [context.Process(target=worker, args=(counters, queue, done, barrier)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    barrier.wait()
-
-    def work() -> None:
-        fresh, plan = source_again(source), module.Plan()
-        units = fresh.units(None)
-        content = module._content(fresh, plan)
-        with run.claimed(folder, content) as name:
-            job = module._Job(fresh, folder, name, plan.shard_bytes)
-            for _ in range(workers):
-                queue.put((job, list(enumerate(units))))
-            for _ in range(workers):
-                done.get()
-            committed = manifest.committed(folder)
-            finish(folder, content, [committed[number] for number in range(len(units))])
-
-    seconds = timed(work)
-    for process in processes:
-        process.join()
-    return seconds
+    list(on.map(warm, range(2 * on.workers)))
+    return timed(lambda: convert(source_again(source), folder, Plan(), on))
 
 
-def worker(counters: Any, queue: Any, done: Any, barrier: Any) -> None:
-    from pipelines import ingest as module
-    from pipelines import llava  # noqa: F401 - what unpickling the source would import
+def warm(number: int) -> int:
+    """What a worker does before its first unit; and long enough, so that each of them does it."""
+    from pipelines import ingest, llava  # noqa: F401 - what unpickling the source would import
 
-    module._warm()
-    barrier.wait()
-    job, units = queue.get()
-    module._work_off(job, counters, units)
-    done.put(True)
+    ingest._warm()
+    time.sleep(1)
+    return number

@@ -385,7 +385,9 @@ def test_folders_are_read_by_name_and_tars_in_their_own_order(tmp_path: Path, pi
     source = Grand(annotations=(tmp_path / "sa_3.json", folder, plain), images=(pictures,))
 
     assert ids(source) == ["sa_3.jpg", "sa_1.jpg", "sa_2.jpg", "sa_3.jpg", "sa_1.jpg", "sa_3.jpg", "sa_1.jpg"]
-    assert [tuple(unit) for unit in source.units(None)] == [(0, 0, 1), (1, 0, 1), (1, 1, 2), (2, 0, None), (3, 0, None)]
+    root = str(folder)
+    files = [grand.Files("", (str(tmp_path / "sa_3.json"),)), grand.Files(root, ("deep/sa_1.json",)), grand.Files(root, ("sa_2.json",))]
+    assert list(source.units(None)) == [*files, grand.Part(folder / "part_1.tar.gz", None), grand.Part(plain, None)]
     assert list(source.references()) == [[f"sa_{number}.jpg"] for number in (3, 1, 2, 3, 1, 3, 1)]
     rows = [(row.file, row.number) for unit in source.units(None) for row in source.rows(unit)]
     names = ["sa_3.json", "deep/sa_1.json", "sa_2.json", "part_1.tar.gz", "part_1.tar.gz", "part_2.tar", "part_2.tar"]

@@ -114,3 +114,28 @@ def test_paths_are_none_one_or_several() -> None:
     assert paths(None) == ()
     assert paths(Path("a")) == (Path("a"),)
     assert paths((Path("a"), Path("b"))) == (Path("a"), Path("b"))
+
+
+def test_a_link_to_nothing_is_no_picture_and_is_named_among_annotations(tmp_path: Path) -> None:
+    for folder in ("images", "parts"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(b"x")
+        (tmp_path / folder / "2.jpg").symlink_to(tmp_path / "gone")
+
+    (tmp_path / "rows.json").write_bytes(b"[]")
+    assert of(annotations=(tmp_path / "rows.json",), images=(tmp_path / "images",))[1]["files"] == 1
+    with pytest.raises(SourceError, match=r"parts/2\.jpg: expected a readable file, found No such file"):
+        of(annotations=(tmp_path / "parts",))
+
+
+def test_what_is_converted_of_linked_folders_is_hashed(tmp_path: Path) -> None:
+    for name, content in (("one", b"x"), ("two", b"y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.json").write_bytes(content)
+    hashes = []
+    for name in ("one", "two"):
+        (tmp_path / f"parts-{name}").mkdir()
+        (tmp_path / f"parts-{name}/deep").symlink_to(tmp_path / name)
+        hashes.append(of(annotations=(tmp_path / f"parts-{name}",))[0]["sha256"])
+
+    assert hashes == [sha256(f"deep/a.json\t{sha256(content)}\n".encode()) for content in (b"x", b"y")]

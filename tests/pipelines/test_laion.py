@@ -242,7 +242,7 @@ def test_a_shard_that_failed_altogether_is_an_error(output: Output, stats: bool)
     with pytest.raises(
         SourceError, match=r"00001: expected at least one picture, .* all 3 rows failed \(failed_to_download 2, failed_to_resize 1"
     ):
-        output.source().units(None)
+        output.source().look(output.source().units(None), map)
 
 
 @pytest.mark.parametrize(("gone", "beside"), [("00001.tar", "00001.parquet"), ("00001.parquet", "00001.tar")])

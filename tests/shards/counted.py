@@ -45,9 +45,17 @@ class Counted:
         """Of an object."""
         return (self.root / name).stat().st_size
 
+    def version(self, name: str) -> tuple[int, str]:
+        """Of an object."""
+        return at(self.root).version(name)
+
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """All objects."""
         return at(self.root).names(prefix)
+
+    def modified(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """All objects."""
+        return at(self.root).modified(prefix)
 
     def stream(self, name: str, offset: int = 0) -> Iterator[bytes]:
         """A whole object."""

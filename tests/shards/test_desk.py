@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +13,19 @@ import pytest
 
 import shards
 from schemas import ShardError, Span, record
-from shards import columns
+from shards import columns, splitmix
+from shards.order import Order
 from shards.view import desk as desks
 from shards.view import filter as filters
+from shards.view import ledger as ledgers
 from shards.view.desk import Desk, Found
 from shards.view.ledger import Ledger
 from shards.view.numbers import Numbers
-from shards.view.page import Page, Piece
+from shards.view.page import Page, Piece, Tile
+from shards.view.pages import View
+from shards.view.runs import Run
 from shards.view.upstream import Upstream
+from tests.shards.counted import Counted
 from tests.shards.records import captioned, everything
 
 
@@ -157,3 +165,78 @@ def test_upstream_files_are_found_below_their_folder_alone(tmp_path: Path, desk:
     found = {name: Upstream([folder]).picture(reject) for name, reject in named.items()}
 
     assert [name for name, data in found.items() if data] == ["images/a.jpg", "a.jpg"]
+
+
+def test_records_on_the_screen_are_asked_of_object_storage_side_by_side(written: Path, tmp_path: Path) -> None:
+    store = Counted(written, tmp_path / "log")
+    view = View(Desk(shards.open(store)))
+    for shard in view.desk.data.shards:
+        assert shard.index  # opened, so that only the records are asked for
+    gates = [store.shut(shard.name) for shard in view.desk.data.shards]
+
+    with ThreadPoolExecutor(1) as pool:
+        tiles = pool.submit(view.tiles, list(range(7)))
+        deadline = time.monotonic() + 30
+        while store.asked().total() < 7 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        asked = store.asked().total()
+        for gate in gates:
+            gate.unlink()
+
+    assert asked == 7  # before any was answered
+    assert [tile.number for tile, _ in tiles.result() if isinstance(tile, Tile)] == list(range(7))
+    assert store.asked().total() == 7
+
+
+def run_folder(folder: Path, place: Path, steps: int, mixture: str) -> Run:
+    """A run of so many steps that drew two records in each."""
+    lines = [{"step": step, "served_by_source": {"a": 1}, "bad_by_source": {"a": 1}} for step in range(steps)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.toml").write_text(f'seed = 3\n{mixture}\n[[sources]]\nname = "a"\nshards = {json.dumps(str(place))}\nwindow = 2\n')
+    run = Run(folder)
+    assert run.advance()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mixture", "steps", "whole"),
+    [
+        ("", 5, 5),
+        ('[mixture]\ndraw = "one"', 5, 5),
+        ('[mixture]\ndraw = "mixed"\ngroup_steps = 2', 5, 4),
+        ('[mixture]\ndraw = "mixed"\ngroup_steps = 1', 5, 5),
+        ('[mixture]\ndraw = "mixed"', 31, 0),
+        ('[mixture]\ndraw = "mixed"', 33, 32),
+    ],
+)
+def test_the_last_records_of_a_run_are_those_of_its_last_draws(
+    written: Path, tmp_path: Path, desk: Desk, mixture: str, steps: int, whole: int
+) -> None:
+    run = run_folder(tmp_path, written, steps, mixture)
+
+    found = run.last(desk)
+
+    order = Order([len(shard) for shard in desk.data.shards], splitmix.key(3, "a"), window=2)
+    shard, row = order.at(np.arange(max(0, 2 * whole - 12), 2 * whole))
+    expected = [desk.first[at] + n for at, n in zip(shard.tolist(), row.tolist(), strict=True)][::-1]
+    assert (run.steps, run.whole) == (steps, whole)
+    assert found == ({"a": expected} if whole else {})
+
+
+def test_a_ledger_of_many_rows_is_decoded_where_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "BATCH", 3)
+    bad = [captioned(language="no language") if n % 3 else captioned("\ud800") for n in range(10)]
+    shards.write(tmp_path / "place", [captioned(), *bad], source="made")
+    ledger = Ledger(shards.open(tmp_path / "place"))
+
+    assert [(number, row.row) for number, row in ledger.rows("text_unicode").rows] == [(0, 1), (3, 4), (6, 7), (9, 10)]
+    assert [[number for number, _ in ledger.rows("language", skip, 2).rows] for skip in (0, 3, 5, 6)] == [[1, 2], [5, 7], [8], []]
+    assert [ledger.rows("language", skip, 2).more for skip in (0, 3, 5, 6)] == [True, True, False, False]
+    assert {reason: [number for number, _ in rows] for reason, rows in ledger.samples().items()} == {
+        "language": [1, 2, 4],
+        "text_unicode": [0, 3, 6],
+    }
+    assert ledger.by_unit == {"000000": 10}
+    for number in (-1, 10, 2**70):
+        with pytest.raises(IndexError):
+            ledger.row(number)

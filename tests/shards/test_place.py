@@ -115,6 +115,17 @@ def test_an_empty_object_is_no_missing_one(place: Place) -> None:
     assert (place.read("empty"), place.size("empty"), list(place.stream("empty"))) == (b"", 0, [])
 
 
+def test_when_an_object_was_changed_is_listed(place: Place) -> None:
+    began = time.time()
+    for name in ("_units/000000.json", "_units/000001.json", "run.json"):
+        place.write(name, b"1")
+
+    found = dict(place.modified("_units/"))
+
+    assert list(found) == ["_units/000000.json", "_units/000001.json"]
+    assert all(abs(changed - began) < 60 for changed in found.values())  # of the store, whose clock is another
+
+
 def test_removed_is_gone(place: Place) -> None:
     place.write("a", b"1")
     place.remove("a")

@@ -30,6 +30,14 @@ def test_a_permutation_serves_each_place_once(size: int, key: int) -> None:
     assert sorted(splitmix.shuffled(key, size).tolist()) == list(range(size))
 
 
+@given(st.lists(st.integers(1, 2**40), min_size=1, max_size=20), st.integers(0, 2**64 - 1))
+def test_a_permutation_can_be_walked_back(sizes: list[int], key: int) -> None:
+    size, keys = np.array(sizes), splitmix.bits(key, np.arange(len(sizes)))
+    slots = (splitmix.bits(keys, np.arange(len(sizes))) % size.astype(np.uint64)).astype(np.int64)
+
+    assert splitmix.unpermuted(splitmix.permuted(slots, size, keys), size, keys).tolist() == slots.tolist()
+
+
 def test_permutations_of_several_sizes_are_found_together() -> None:
     sizes, keys = np.array([1, 5, 1000, 2**40]), np.array([1, 2, 3, 4], np.uint64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from shards.view.upstream import Upstream
 from tests.ceph import S3
 from tests.shards import chromium
 from tests.shards.chromium import UNNAMED, WIDER, Browser, served
-from tests.shards.records import Item, captioned, everything
+from tests.shards.records import Item, captioned, everything, several
 
 pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -231,14 +232,28 @@ def test_rejects_are_listed_by_reason(page: str, browser: Browser) -> None:
     assert len(browser.all("table.ledger tbody tr")) == 1
 
 
-def test_a_reject_shows_its_row_and_its_picture(trees: dict[str, Tree], places: dict[str, Path], browser: Browser) -> None:
-    with served(places["coco"], upstream=Upstream([trees["coco"].folder])) as address:
-        browser.open(f"{address}/rejects?reason=size_differs")
-        browser.loaded()
+@pytest.mark.parametrize(
+    ("source", "reason", "said", "pictures"),
+    [
+        ("coco", "size_differs", '"file_name"', 1),
+        ("llava", "image_truncated", '"conversations"', 1),
+        ("mmc4", "schema", '"text_list"', 0),  # a line of a zip
+        ("laion", "image_truncated", '"caption"', 1),  # a row of a parquet file; the picture is in the tar beside it
+        ("grand", "image_truncated", '"objects"', 1),  # a member of a tar.gz
+        ("grand", "json", '{"sa_309005.jpg"', 0),
+    ],
+)
+def test_a_reject_shows_its_row_and_its_picture(
+    source: str, reason: str, said: str, pictures: int, trees: dict[str, Tree], places: dict[str, Path], browser: Browser
+) -> None:
+    with served(places[source], upstream=Upstream([trees[source].folder])) as address:
+        browser.open(f"{address}/rejects?reason={reason}")
+        browser.run("for (const i of document.images) i.loading = 'eager'")
+        browser.until("return [...document.images].every(i => i.complete)")  # a picture that was cut off is shown as far as it goes
 
-        assert '"file_name"' in browser.one("pre.row").text
-        assert len(browser.all("img.reject")) == 1
-        assert get(address, "/rejects")[1].count(b'class="reject"') >= 2
+        assert said in browser.one("pre.row").text
+        assert len(browser.all("img.reject")) == pictures
+        assert not browser.all("[data-go-on]")
 
 
 def test_numbers_are_those_of_the_data_set(page: str, browser: Browser) -> None:
@@ -251,6 +266,24 @@ def test_numbers_are_those_of_the_data_set(page: str, browser: Browser) -> None:
         "1 images: 6 records",
         "2 images: 1 records",
     ]
+
+
+def test_conversion_is_drawn_over_the_time_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser) -> None:
+    place = tmp_path / "place"
+    monkeypatch.setattr(sys.modules["shards.write"], "UNIT", 2)
+    shards.write(place, several(8), source="made")
+
+    with served(place) as address:
+        browser.open(f"{address}/numbers")
+        assert "Conversion rate unknown: all units were committed within a second" in browser.one("main").text
+        assert browser.all("svg[aria-label^='Conversion: records']") == []
+    for unit, path in enumerate(sorted((place / "_units").iterdir())):
+        os.utime(path, (1e9 + 60 * unit, 1e9 + 60 * unit))
+    with served(place) as address:
+        browser.open(f"{address}/numbers")
+        assert "Converted at 0.033 records/s" in browser.one("main").text
+        bars = browser.all("svg[aria-label^='Conversion: records'] rect.bar title")
+        assert bars[0].get_attribute("textContent") == "0 minutes at work, from the first unit on: 0.033 records a second"
 
 
 def test_a_run_is_drawn(written: Path, tmp_path: Path, browser: Browser) -> None:
@@ -280,7 +313,7 @@ def test_a_run_is_drawn(written: Path, tmp_path: Path, browser: Browser) -> None
         "Loss by source",
         "Learning rate",
         "Share of time waiting for data",
-        "Records a second",
+        "Throughput",
     ]
     assert browser.texts("tbody tr:first-child td")[-7:] == ["50.00 %", "50.00 %", "12", "0", "0", "1.714", "57,143"]
     assert "<b>other" in browser.texts("ul.key li")[1]

@@ -1,0 +1,152 @@
+"""Other weather: full disks, folders that may not be written to, two at once, too little memory. One line, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines.upstreams import made
+from tests.shards.foreign_tars import img2dataset
+from tests.shards.records import picture, several
+from tests.storm.trials import files, some_rows
+
+import shards  # isort: skip
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def command(module: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The real command, in a process of its own."""
+    given = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(given, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, **options)
+
+
+def line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which it was refused, exit status 2."""
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    return done.stderr.strip()
+
+
+def test_a_disk_that_is_full_while_tars_are_indexed_is_one_line_and_the_next_run_goes_on(mounted: Path, ground: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
+    place = img2dataset(mounted / "tars", [20, 20])
+    once = shutil.copytree(place, ground / "once")
+    free = os.statvfs(mounted)
+    (mounted / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - 12_000))
+
+    told = line(command("shards", "index", place, "--workers", 1))
+    assert "No space left on device" in told
+    assert str(place) in told
+    assert not (place / "manifest.json").exists()
+
+    (mounted / "filler").unlink()
+    assert command("shards", "index", place, "--workers", 1).returncode == 0
+    assert command("shards", "index", once, "--workers", 1).returncode == 0
+    assert files(place) == files(once)
+
+
+def test_a_disk_that_is_full_while_sidecars_are_written_is_one_line(mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
+    shards.write(mounted / "place", several(20))
+    free = os.statvfs(mounted)
+    (mounted / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize))
+
+    assert "No space left on device" in line(command("shards", "sidecars", mounted / "place", "--for", "energon,wids,dali"))
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line_and_may_be_read(mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
+    flags = some_rows(mounted / "in")
+    shards.write(mounted / "place", several(5))
+    img2dataset(mounted / "tars", [3])
+    subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
+
+    commands: list[tuple[str, list[Any]]] = [
+        ("pipelines", ["convert", *flags, "--out", mounted / "out"]),
+        ("shards", ["index", mounted / "tars"]),
+        ("shards", ["sidecars", mounted / "place", "--for", "wids"]),
+        ("shards", ["view", mounted / "place", "--export", mounted / "report.html"]),
+    ]
+    for module, given in commands:
+        told = line(command(module, *given))
+        assert "Read-only file system" in told, told
+        assert str(mounted) in told
+    assert command("pipelines", "check", *flags).returncode in (0, 1)
+    assert command("shards", "check", mounted / "place", "--deep").returncode == 0
+    assert command("shards", "stats", mounted / "place").returncode == 0
+
+
+def test_of_two_indexings_at_once_one_waits_or_is_told_and_they_leave_what_one_leaves(ground: Path) -> None:
+    place = img2dataset(ground / "place", [20] * 6)
+    once = shutil.copytree(place, ground / "once")
+    assert command("shards", "index", once, "--workers", 1).returncode == 0
+    given = [sys.executable, "-m", "shards", "index", str(place), "--workers", "1"]
+    for _ in range(2):
+        both = [subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
+        for one in both:
+            _, said = one.communicate(timeout=120)
+            assert one.returncode == 0 or (one.returncode == 2 and "expected a free place, found another writer at work" in said), said
+            assert len(said.splitlines()) <= 1, said
+    assert command("shards", "index", place, "--workers", 1).returncode == 0
+    assert files(place) == files(once)
+
+
+LITTLE = 900 << 20  # bytes that a process may map: what is imported needs half of it
+
+
+def little() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (LITTLE, LITTLE))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_too_little_memory_is_one_line_and_the_same_command_goes_on_with_more(workers: int, ground: Path) -> None:
+    from tests.storm.test_hostile import png
+
+    _, flags = made("llava", ground / "in")
+    (ground / "in/images/0.jpg").write_bytes(png(13_000, 13_000, 13_000))
+    huge = picture(9000, 9000, 1)
+    (ground / "in/images/1.jpg").write_bytes(huge)
+    given = ("convert", "llava", *flags, "--verify", "decode", "--workers", workers)
+
+    done = command("pipelines", *given, "--out", ground / "out", preexec_fn=little)
+
+    assert done.returncode in (0, 2), done.stderr
+    if done.returncode:
+        told = line(done)
+        assert "memory" in told
+        assert "the same command goes on" in told
+    assert command("pipelines", *given, "--out", ground / "out").returncode == 0
+    assert command("pipelines", *given, "--out", ground / "undisturbed").returncode == 0
+    assert files(ground / "out") == files(ground / "undisturbed")  # a picture is no reject because there was too little memory
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory_is_one_line_and_the_same_command_goes_on(ground: Path) -> None:
+    group = Path("/sys/fs/cgroup/shardweave-storm")
+    if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("no cgroups of version 2")
+    try:
+        group.mkdir(exist_ok=True)
+        (group / "memory.max").write_text(str(300 << 20))
+        (group / "memory.swap.max").write_text("0")
+    except OSError:
+        pytest.skip("no right to make a cgroup with a limit")
+    try:
+        _, flags = made("llava", ground / "in")
+        given = ("convert", "llava", *flags, "--workers", 2, "--out", ground / "out")
+        done = command("pipelines", *given, preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+        if done.returncode == -signal.SIGKILL:
+            pytest.skip("the kernel chose the driver")
+        assert done.returncode in (0, 2), done.stderr
+        assert command("pipelines", *given).returncode == 0
+        assert json.loads((ground / "out/manifest.json").read_bytes())["totals"]["written"] == 3
+    finally:
+        group.rmdir()
