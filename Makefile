@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE  # else every process compiles torch anew
 
-.PHONY: demo demo-s3 test bench bench-peers faults setup clean
+.PHONY: demo demo-s3 test bench bench-peers faults storm setup clean
 
 demo: $(READY)
 	@$(BIN)/python -m demo --out demo-out
@@ -35,6 +35,9 @@ bench-peers: .venv-peers/.ready .venv-mosaic/.ready
 
 faults: $(READY)
 	$(BIN)/python -m tests.bench.faults --write tests/bench/FAULTS.md
+
+storm: $(READY)
+	$(BIN)/python -m tests.storm --mutations 10000 --kills 200 --write tests/bench/FAULTS.md
 
 setup: $(READY)
 

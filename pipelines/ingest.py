@@ -13,8 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipelines import duplicates, shuffle
 from pipelines.curation import Curation
 from pipelines.duplicates import Duplicates, Search
@@ -206,7 +204,6 @@ def _work_off(job: _Job, write: Write, queue: Queue) -> None:
 @cache
 def _warm() -> None:
     """What would cost time inside the first unit: pyarrow imports its slow parts when it first makes an array. And memory is kept."""
-    pa.set_memory_pool(pa.system_memory_pool())  # its own keeps a heap for each of the threads that commit
     IndexBuilder().encode([], [], 0, "")
     gain()
     gc.freeze()  # what is imported stays: not to be looked through again whenever records have come and gone

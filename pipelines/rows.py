@@ -27,7 +27,7 @@ from schemas import Reject, SourceError
 
 T = TypeVar("T")
 BOM = b"\xef\xbb\xbf"
-REFUSED = (msgspec.DecodeError, RecursionError)  # what msgspec raises on a file that `scan` may still split
+REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises on a file that `scan` may still split
 _GAP = re.compile(rb"[\s,]*")
 _NAN = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|-?Infinity|NaN', re.S)
 _SPACE = re.compile(rb"\s*")
@@ -157,7 +157,10 @@ def tables(path: Path, names: Sequence[str]) -> dict[str, Rows]:
 def _stated_once(path: Path, data: mmap.mmap | bytes) -> None:
     """Raise SourceError where a file states a field of its object twice: parsers keep the last, and lose the first in silence."""
     view = _text(data)
-    fields = msgspec.json.decode(view, type=dict[str, msgspec.Raw])
+    try:
+        fields = msgspec.json.decode(view, type=dict[str, msgspec.Raw])
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: expected UTF-8, found {error}") from error
     base = np.frombuffer(view, np.uint8).ctypes.data - (len(data) - len(view))
     spans = sorted((int(np.frombuffer(raw, np.uint8).ctypes.data) - base, len(memoryview(raw))) for raw in fields.values())
     end = data.find(b"{") + 1

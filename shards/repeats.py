@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-TOGETHER = 1 << 17  # pictures in memory
+TOGETHER = 1 << 15  # pictures in memory
 BUCKETS = 256
 _ROW = 3  # two halves of a hash, and the picture's size: 8 bytes each
 

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from shards import durable
+from shards.manifest import UNITS
 from shards.place import Place
 
 PREFIX = "shardweave-scratch-"
@@ -40,6 +42,9 @@ def tidied(place: Place) -> Iterator[None]:
     finally:
         if place.folder is None:
             _remove_leftovers()
+        else:
+            durable.remove_leftovers(place.folder)
+            durable.remove_leftovers(place.folder / UNITS)
 
 
 def _remove_leftovers() -> None:

@@ -251,3 +251,10 @@ def test_a_row_that_states_a_field_twice_is_refused() -> None:
     with pytest.raises(Reject, match="repeated_field"):
         once(b'{"image": "a.jpg", "image": "b.jpg"}', ["image"])
     once(b'{"image": "a.jpg", "more": {"image": "b.jpg"}}', ["image"])
+
+
+def test_a_field_whose_name_is_no_utf_8_stops_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(b'{"images": [{"id": 1}], "categ\x98ries": []}')
+
+    with pytest.raises(SourceError, match=r"rows\.json: expected UTF-8, found "):
+        tables(tmp_path / "rows.json", ("images",))

