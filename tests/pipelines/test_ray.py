@@ -60,6 +60,7 @@ def cluster(ground: Path) -> Iterator[Cluster]:
     """Three nodes of one core each, on this machine; this process is connected to the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(ground))
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # a driver would take a token out of the home folder, which this cluster does not
         made = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": QUICK})
         try:
             for _ in range(2):
@@ -165,7 +166,7 @@ sys.exit(command.run(lambda _: ingest(source, out, plan) is None, argparse.Names
 def struck(cluster: Cluster, upstream: Path, out: Path, root: Path, number: int) -> tuple[int, str]:
     """Status and stderr of a driver that gets this signal when some units are committed."""
     given = [sys.executable, "-c", DRIVER, str(upstream), str(out)]
-    environment = {**ENVIRONMENT, "RAY_ADDRESS": str(cluster.address)}
+    environment = {**ENVIRONMENT, "RAY_ADDRESS": str(cluster.address), "RAY_AUTH_MODE": "disabled"}
     with subprocess.Popen(given, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
         try:
             until(lambda: commits(out) >= 4 or driver.poll() is not None)
