@@ -11,7 +11,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, cast, overload
 
@@ -118,8 +120,17 @@ class Packed(NamedTuple):
 
     def encode(self, tar_bytes: int, tar_sha256: str) -> bytes:
         """The parquet file."""
+        return _one_thread().submit(self._encoded, tar_bytes, tar_sha256).result()
+
+    def _encoded(self, tar_bytes: int, tar_sha256: str) -> bytes:
         with pa.ipc.open_stream(self.data) as reader:
             return _encoded(reader.read_next_batch(), tar_bytes, tar_sha256)
+
+
+@cache
+def _one_thread() -> ThreadPoolExecutor:
+    """Arrow keeps a heap for each thread that it has worked in, and many wait to commit."""
+    return ThreadPoolExecutor(1, "index")
 
 
 def _encoded(batch: pa.RecordBatch, tar_bytes: int, tar_sha256: str, skipped: list[tuple[int, str]] | None = None) -> bytes:
