@@ -123,7 +123,7 @@ class Packed(NamedTuple):
         return _one_thread().submit(self._encoded, tar_bytes, tar_sha256).result()
 
     def _encoded(self, tar_bytes: int, tar_sha256: str) -> bytes:
-        with pa.ipc.open_stream(self.data) as reader:
+        with pa.ipc.open_stream(self.data, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
             return _encoded(reader.read_next_batch(), tar_bytes, tar_sha256)
 
 
