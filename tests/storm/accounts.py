@@ -153,7 +153,7 @@ COUNT = {"llava": _llava, "mmc4": _mmc4, "grand": _grand, "laion": _laion, "coco
 def samples(place: Path) -> int | None:
     """How many samples the tars of a folder hold, as webdataset groups them; None where Python's tarfile can not read one of them."""
     number = 0
-    with contextlib.suppress(tarfile.TarError, ValueError, OverflowError, OSError, EOFError):
+    with contextlib.suppress(tarfile.TarError, ValueError, OverflowError, OSError, EOFError, MemoryError):
         for path in place.glob("*.tar"):
             before = None
             with tarfile.open(path, "r:") as tar:
