@@ -169,13 +169,30 @@ def fingerprint(shards: Iterable[ShardInfo]) -> str:
 
 def commit(where: str | Path | Place, unit: Unit) -> None:
     """Write the unit's commit."""
-    at(where).write(_commit_name(unit.unit), msgspec.json.encode(unit))
+    at(where).write(_commit_name(unit.unit), _sealed(msgspec.json.encode(unit)))
+
+
+_SEAL = b',"commit_sha256":"'
+
+
+def _sealed(data: bytes) -> bytes:
+    """A JSON object with the hash of what it is without it: other things than sums can be altered."""
+    return data[:-1] + _SEAL + hashlib.sha256(data).hexdigest().encode() + b'"}'
+
+
+def _opened(name: str, data: bytes) -> Unit:
+    """The commit in these bytes. Raises ShardError where they are not those that were written."""
+    body = data.rpartition(_SEAL)[0] + b"}"
+    if _sealed(body) != data:
+        found = data[-70:].decode("ascii", "backslashreplace")
+        raise ShardError(name, None, "commit altered", f"a commit that ends in its sha256, {hashlib.sha256(body).hexdigest()}", found)
+    return decode_unit(name, data)
 
 
 def unit(where: str | Path | Place, number: int) -> Unit:
     """The commit of this unit. Raises ShardError where it is damaged, FileNotFoundError where there is none."""
     name = _commit_name(number)
-    return decode_unit(name, at(where).read(name))
+    return _opened(name, at(where).read(name))
 
 
 def committed(where: str | Path | Place, numbers: Iterable[int] | None = None) -> dict[int, Unit]:
@@ -190,7 +207,7 @@ def each(where: str | Path | Place, numbers: Iterable[int] | None = None) -> Ite
     names = (name for name, _ in place.names(f"{UNITS}/") if _COMMIT.fullmatch(name) and (wanted is None or name in wanted))
     with ThreadPoolExecutor(READS) as pool:
         while some := list(itertools.islice(names, READS)):
-            yield from pool.map(lambda name: decode_unit(name, place.read(name)), some)
+            yield from pool.map(lambda name: _opened(name, place.read(name)), some)
 
 
 def _commit_name(unit: int) -> str:
