@@ -628,5 +628,5 @@ def _image_name(head: bytes) -> list[str]:
         return []
     try:
         return [msgspec.json.decode(found[1], type=str)]
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return []
