@@ -493,6 +493,7 @@ def test_inputs_that_are_not_there_stop(tmp_path: Path) -> None:
 
 
 def test_a_row_without_a_name_refers_to_nothing(tmp_path: Path) -> None:
-    path = part(tmp_path / "part.tgz", {"1.json": scene(1), "2.json": b"[]", "3.json": b'{"a\\u00e9.jpg": {}}', "4.json": b""})
+    files = {"1.json": scene(1), "2.json": b"[]", "3.json": b'{"a\\u00e9.jpg": {}}', "4.json": b"", "5.json": b'{"\xf4.jpg": {}}'}
+    path = part(tmp_path / "part.tgz", files)
 
-    assert list(Grand(annotations=(path,)).references()) == [["sa_1.jpg"], [], ["aé.jpg"], []]
+    assert list(Grand(annotations=(path,)).references()) == [["sa_1.jpg"], [], ["aé.jpg"], [], []]
