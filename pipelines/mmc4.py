@@ -66,6 +66,7 @@ from pipelines.stores import safe
 from pipelines.stores import url as url_of
 from schemas import Part, Reject, RequestError, SourceError, record
 from schemas.picture import measure
+from shards.layouts.openflamingo_mmc4 import Picture
 
 LAYOUTS = ("shard", "position", "flat")
 ASSIGNMENTS = ("matched", "lsa", "argmax")
@@ -79,17 +80,6 @@ _NUMBER = re.compile(r"shard_(\d+)")
 _PLACEHOLDER = re.compile(r"(_!_IMAGE\d+_!_)")
 # NotImplementedError is a RuntimeError; a name in a zip that is no UTF-8 is a ValueError.
 _BROKEN_FILE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError, OverflowError)
-
-
-class Picture(msgspec.Struct, gc=False):
-    """An entry of image_info or image_map."""
-
-    image_name: str | None = None
-    raw_url: str | None = None
-    matched_text_index: int | None = None
-    matched_sim: float | None = None
-    image_base64: str | None = None
-    base64_image: str | None = None  # what ChatGPT sequences call it
 
 
 class Document(msgspec.Struct):
