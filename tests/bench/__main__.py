@@ -24,7 +24,7 @@ from tests.bench.workload import scratch
 HERE = Path(__file__).parent
 NAMES = (
     *("write", "decode", "check", "read", "undecoded", "decoded", "stored", "start", "plan", "view"),
-    *("wait", "padding", "loop_overhead", "planning", "scale", "download"),
+    *("wait", "padding", "loop_overhead", "planning", "scale", "ray", "download"),
 )
 
 
