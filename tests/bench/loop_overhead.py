@@ -1,7 +1,10 @@
 """The loop's overhead: seconds a step of `trainer train` from shards, beside a bare PyTorch loop on the same batches made ready beforehand.
 
-The same model, optimizer and clipping, on one thread; ours also reads and decodes 8 pictures of 256 px a step, renders their texts, checks
-the loss, writes log.jsonl and tensorboard. A fresh process a run; `python -m tests.bench.loop_overhead ours|bare PLACE STEPS` is one.
+The same model, optimizer and clipping, on one thread; ours also reads and decodes pictures of 256 px, renders their texts, checks the loss,
+writes log.jsonl and tensorboard. Both take turns of ten steps in one process, because the machine is not as fast in every second; the first
+steps of a turn, which find batches ready or the loader's threads at work, do not count.
+
+`python -m tests.bench.loop_overhead PLACE PICTURES TURNS` is one process.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,35 +26,35 @@ from trainer import recipe as recipes
 from trainer.recipe import Recipe
 from trainer.text import vocabulary
 
-ROUNDS, STEPS, WARM, BATCH, READY = 5, 120, 20, 8, 40
+TURN, LEFT_OUT, TURNS, READY = 10, 3, 30, 40  # steps, and turns of each
+PICTURES = {1: "20 pictures a second, more than a 7B model takes on one GPU", 8: "the second core decodes half the time"}  # a step
 MOST = 50.0  # ms a step of the bare loop
 
 
 def measure(quick: bool = False) -> Iterator[Figure]:
     """Milliseconds a step."""
     place = replace(SMALL, records=1000 if quick else SMALL.records).folder()
-    found: dict[str, list[float]] = {"ours": [], "bare": []}
-    for _ in range(1 if quick else ROUNDS):
-        for kind, times in found.items():
-            times.append(_once(kind, place, 30 if quick else STEPS))
-    ours, bare = tuple(found["ours"]), tuple(found["bare"])
-    what = f"a step of the trainer fed from shards, {BATCH} pictures of 256 px"
-    yield Figure(what, "ms", ours, bare, "bare PyTorch loop, batches ready", 1.03, below=True)
-    yield Figure("the step that this is measured at", "ms", bare, (MOST,), "allowed", 1.0, below=True)
+    for pictures, note in PICTURES.items():
+        ours, bare = _process(place, pictures, 2 if quick else TURNS)
+        what = f"a step of the trainer fed from shards, pictures of 256 px in it: {pictures} ({note})"
+        yield Figure(what, "ms", ours, bare, "bare PyTorch loop, batches ready", 1.03, below=True)
+        yield Figure(f"the step that this is measured at, {pictures} in it", "ms", bare, (MOST,), "allowed", 1.0, below=True)
 
 
-def _once(kind: str, place: Path, steps: int) -> float:
-    command = [sys.executable, "-m", "tests.bench.loop_overhead", kind, str(place), str(steps)]
+def _process(place: Path, pictures: int, turns: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    command = [sys.executable, "-m", "tests.bench.loop_overhead", str(place), str(pictures), str(turns)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=DEADLINE)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return tuple(found["ours"]), tuple(found["bare"])
 
 
-def recipe(folder: Path, place: str, steps: int) -> Recipe:
-    """A small LLaVA, new."""
+def recipe(folder: Path, place: str, pictures: int, steps: int) -> Recipe:
+    """A small LLaVA, new: the fewer pictures, the larger."""
     vocabulary.save(vocabulary.make(["picture 0123456789"] * 3, 300), folder / "tokenizer")
+    width, layers = (96, 1) if pictures > 1 else (192, 3)
     vision: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 32}
     text: dict[str, Any] = {"model_type": "llama", "num_key_value_heads": 4, "max_position_embeddings": 128}
-    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
     return Recipe(
         out=str(folder / "run"),
         steps=steps,
@@ -61,30 +64,42 @@ def recipe(folder: Path, place: str, steps: int) -> Recipe:
         language=recipes.LanguageModel(config=text | sizes),
         freeze=recipes.Freeze(vision=False),
         checkpoint=recipes.Checkpoint(every=0),
-        sources=(recipes.Source(name="photos", shards=place, batch_size=BATCH),),
+        sources=(recipes.Source(name="photos", shards=place, batch_size=pictures),),
     )
 
 
-def ours(chosen: Recipe) -> list[float]:
-    """When each step was through."""
+def turns(folder: Path, place: str, pictures: int, number: int) -> dict[str, list[float]]:
+    """Milliseconds a step of each turn: of ours, and of the bare loop that has its turn between them."""
     from trainer import assembly, loop
     from trainer.log import RunFolder
 
-    class Timed(RunFolder):
-        times: list[float] = []  # noqa: RUF012 - one run a process
+    chosen = recipe(folder, place, pictures, number * TURN)
+    step = bare(chosen)
+    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    ended: list[float] = []
 
+    class Turns(RunFolder):
         def step(self, line: dict[str, Any]) -> None:
             super().step(line)
-            self.times.append(time.perf_counter())
+            ended.append(time.perf_counter())
+            if len(ended) == TURN:
+                found["ours"].append(per_step(ended))
+                found["bare"].append(per_step([_ended(step) for _ in range(TURN)]))
+                ended.clear()
 
     made = assembly.assemble(chosen)
-    with Timed(chosen) as folder:
-        loop.train(made, folder)
-    return Timed.times
+    with Turns(chosen) as run:
+        loop.train(made, run)
+    return {kind: times[2:] or times for kind, times in found.items()}  # caches and threads settle
 
 
-def bare(chosen: Recipe) -> list[float]:
-    """The same of a loop that anybody would write."""
+def _ended(step: Callable[[], None]) -> float:
+    step()
+    return time.perf_counter()
+
+
+def bare(chosen: Recipe) -> Callable[[], None]:
+    """A step of the loop that anybody would write, on its own copy of the model."""
     import torch
 
     from trainer import assembly, loop
@@ -96,23 +111,23 @@ def bare(chosen: Recipe) -> list[float]:
     trained = [parameter for parameter in made.model.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW(trained, lr=chosen.optimizer.lr, weight_decay=chosen.optimizer.weight_decay)
     made.model.train()
-    times = []
-    for number in range(chosen.steps):
-        loss = made.model(ready[number % READY])
+
+    def step() -> None:
+        ready.append(ready.pop(0))
+        loss = made.model(ready[-1])
         (loss.sums_B.sum() / loss.counts_B.sum()).backward()
         torch.nn.utils.clip_grad_norm_(trained, chosen.optimizer.max_grad_norm)
         adam.step()
         adam.zero_grad()
-        times.append(time.perf_counter())
-    return times
+
+    return step
 
 
-def per_step(times: Sequence[float]) -> float:
-    """Milliseconds, behind the steps in which caches and threads settle."""
-    warm = min(WARM, len(times) // 3)
-    return 1000 * (times[-1] - times[warm]) / (len(times) - 1 - warm)
+def per_step(ended: list[float]) -> float:
+    """Milliseconds, of the times at which a turn's steps were through."""
+    return 1000 * (ended[-1] - ended[LEFT_OUT - 1]) / (len(ended) - LEFT_OUT)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        print(json.dumps(per_step((ours if sys.argv[1] == "ours" else bare)(recipe(Path(name), sys.argv[2], int(sys.argv[3]))))))
+        print(json.dumps(turns(Path(name), sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -36,9 +36,11 @@ class Tensorboard:
         self.writer = writer
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """A scalar each."""
-        for name, number in numbers.items():
-            self.writer.add_scalar(name, number, step)
+        """A scalar each, in one event: `add_scalar` would make an event of each, at a tenth of a millisecond."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), step)
 
     def close(self) -> None:
         """Written out."""
