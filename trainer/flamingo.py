@@ -25,7 +25,7 @@ from trainer.parts import language as languages
 from trainer.parts import lora, tower
 from trainer.recipe import Flamingo, Recipe, VisionTower
 from trainer.text.flamingo_text import END_OF_CHUNK, IMAGE_TOKEN
-from trainer.text.rendered import Rendered
+from trainer.text.positions import Positions
 from trainer.weights import flamingo_names
 
 
@@ -207,10 +207,10 @@ class FlamingoModel(Model):
         self.media, self.choice, self.flamingo = media, choice, flamingo
         self.image_id, self.end_id = language.get_input_embeddings().ids
 
-    def fit(self, rendered: Rendered) -> Rendered:
-        """Cut at the language model's last position."""
-        longest = languages.positions(self.language)
-        return rendered if len(rendered.ids) <= longest else rendered.cut(longest, self.image_id)
+    @property
+    def fit(self) -> Positions:
+        """A picture takes the position of its token."""
+        return Positions(longest=languages.positions(self.language), picture=self.image_id)
 
     def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, T, V) and labels (B, T), not shifted."""

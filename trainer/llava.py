@@ -21,7 +21,7 @@ from trainer.parts import language as languages
 from trainer.parts import lora, tower
 from trainer.parts.splice import Spliced, splice
 from trainer.recipe import Projector, Recipe, VisionTower
-from trainer.text.rendered import IMAGE, Rendered
+from trainer.text.positions import Positions
 from trainer.weights import files, llava_names
 
 
@@ -68,14 +68,10 @@ class LlavaModel(Model):
         """Positions that a picture takes."""
         return tower.patch_count(self.vision, self.choice) - self.skip
 
-    def fit(self, rendered: Rendered) -> Rendered:
-        """Cut where the patches would reach past the last position. A picture that does not fit whole goes: nothing follows it."""
-        at = 0
-        for number, id in enumerate(rendered.ids):
-            at += 0 if number in rendered.hidden else self.patches if id == IMAGE else 1
-            if at > self.longest:
-                return rendered.cut(number)
-        return rendered
+    @property
+    def fit(self) -> Positions:
+        """A picture's patches take a position each."""
+        return Positions(longest=self.longest, patches=self.patches)
 
     def layers(self) -> list[nn.Module]:
         """The layers of the language model."""

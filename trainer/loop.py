@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ from schemas import RequestError
 from shards import splitmix
 from trainer.assembly import Assembly
 from trainer.data import batch as batches
-from trainer.data import sources
+from trainer.data import reading
 from trainer.data.batch import MicroBatch
 from trainer.data.loader import Feed, Loader, Step
 from trainer.data.mixture import Position
-from trainer.data.webdataset_source import WebdatasetSource
+from trainer.data.process import LoaderProcess, Request
 from trainer.engines import start
 from trainer.engines.engine import DivergedError, Engine
 from trainer.log import RunFolder
@@ -72,17 +71,7 @@ def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
     run = _begun(assembly, folder, engine)
     assembly.model.train()
     began = time.monotonic()
-    loader = Loader(
-        feed(assembly),
-        run.position,
-        stop=recipe.steps,
-        rank=engine.rank,
-        ranks=engine.ranks,
-        workers=recipe.loader.workers,
-        prefetch=recipe.loader.prefetch,
-        timeout=recipe.loader.timeout,
-    )
-    with Stop() as asked, loader, _bar(recipe.steps, run.position.step, engine.rank) as bar:
+    with Stop() as asked, _loader(assembly, run.position, engine) as loader, _bar(recipe.steps, run.position.step, engine.rank) as bar:
         for step in loader:
             _make(step, assembly, engine, run, folder, asked)
             if run.stopped:
@@ -101,9 +90,17 @@ def _result(run: Run, folder: RunFolder, began: float) -> dict[str, Any]:
 
 def feed(assembly: Assembly) -> Feed[Any, list[MicroBatch]]:
     """What the loader reads, and makes of it: this rank's micro-batches of a step."""
-    finish = partial(batches.micro_batches, recipe=assembly.recipe)
-    budgets = sources.budgets(assembly.recipe, assembly.data)
-    return Feed(mixture=assembly.mixture, data=assembly.data, make=assembly.examples, finish=finish, budgets=budgets)
+    return reading.feed(assembly.recipe, assembly.data, assembly.mixture, assembly.examples)
+
+
+def _loader(assembly: Assembly, position: Position, engine: Engine) -> Loader[list[MicroBatch]] | LoaderProcess:
+    recipe, made = assembly.recipe, assembly.examples
+    apart = "cuda" in recipe.device if recipe.loader.process is None else recipe.loader.process
+    if not apart:
+        return reading.loader(feed(assembly), recipe, position, engine.rank, engine.ranks)
+    return LoaderProcess(
+        Request(recipe=recipe, preprocess=made.preprocess, fit=made.fit, position=position, rank=engine.rank, ranks=engine.ranks)
+    )
 
 
 def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
@@ -116,9 +113,6 @@ def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
     state = checkpoint.read(path)
     position, notes = assembly.mixture.resumed(state.mixture)
     checkpoint.load(path, engine)
-    for name, data in assembly.data.items():
-        if isinstance(data, WebdatasetSource):
-            data.resume(position.draws[name])
     if assembly.recipe.loss_norm == "rank_mean" and state.ranks not in (0, engine.ranks):
         notes.append(f"loss_norm rank_mean: a mean over {engine.ranks} ranks is another than over {state.ranks}, as the run had until here")
     for note in [f"goes on behind step {step}", *notes] if engine.rank == 0 else []:

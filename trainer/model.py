@@ -21,7 +21,8 @@ from schemas import RequestError
 from trainer.data.batch import Batch
 from trainer.parts import patterns, tower
 from trainer.recipe import Freeze, Recipe
-from trainer.text.rendered import IGNORE, Rendered
+from trainer.text.positions import Positions
+from trainer.text.rendered import IGNORE
 
 
 class TokenLoss(NamedTuple):
@@ -55,9 +56,10 @@ class Model(nn.Module):
         """How many of each term a row has, int64 (B, L): known before `forward`, which gives the same."""
         return batch.counts_B[:, None]
 
-    def fit(self, rendered: Rendered) -> Rendered:
-        """The record cut to the positions that the model has. `forward` loses no token of a record that was."""
-        return rendered
+    @property
+    def fit(self) -> Positions:
+        """What cuts a record to the positions that the model has. `forward` loses no token of a record that was."""
+        return Positions()
 
     def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, S, V) and labels (B, S), not shifted."""

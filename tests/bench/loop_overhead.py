@@ -64,6 +64,7 @@ def recipe(folder: Path, place: str, pictures: int, steps: int) -> Recipe:
         language=recipes.LanguageModel(config=text | sizes),
         freeze=recipes.Freeze(vision=False),
         checkpoint=recipes.Checkpoint(every=0),
+        loader=recipes.Loader(process=True),
         sources=(recipes.Source(name="photos", shards=place, batch_size=pictures),),
     )
 

@@ -143,11 +143,7 @@ class Loader(Generic[U]):
         step = self._taken() if self._planner else self._now()
         if step is None:
             raise StopIteration
-        step.seconds_waiting = time.monotonic() - began
-        blocked = sum(count.seconds_waiting for count in step.counts.values())
-        for count in step.counts.values():
-            count.seconds_waiting *= step.seconds_waiting / blocked if blocked else 0.0
-        return step
+        return waited(step, time.monotonic() - began)
 
     def close(self) -> None:
         """Stop reading. Nothing that is still on its way is waited for longer than a few seconds."""
@@ -267,6 +263,15 @@ class Loader(Generic[U]):
                 budget.good()
             else:
                 budget.bad(item.error, item.key or None)
+
+
+def waited(step: Step[U], seconds: float) -> Step[U]:
+    """The step that was waited for so long: shared out to its sources as their records were waited for."""
+    blocked = sum(count.seconds_waiting for count in step.counts.values())
+    for count in step.counts.values():
+        count.seconds_waiting *= seconds / blocked if blocked else 0.0
+    step.seconds_waiting = seconds
+    return step
 
 
 def _made(make: Callable[[str, int, Sample], Any], source: str, draw: int, sample: Callable[[], Sample]) -> _Made:

@@ -148,6 +148,7 @@ class Mixture:
 class Loader:
     """Reading ahead: trainer/data/loader.py."""
 
+    process: bool | None = None  # in a process of its own, beside the one that trains; null: where the device is a GPU
     workers: int = 2  # threads a rank; 0: read when asked
     prefetch: int = 2  # steps that are read ahead
     timeout: float = 600.0  # seconds that a step may be waited for
