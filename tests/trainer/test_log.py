@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from tensorboard.backend.event_processing import event_accumulator
 
 from schemas import RequestError
 from trainer.log import RunFolder
@@ -47,6 +48,20 @@ def test_a_line_of_the_plot_is_a_source_s_loss(tmp_path: Path) -> None:
     np.testing.assert_allclose(plot._smoothed(curve)[:6, 1], [np.mean(curve[max(0, n - 3) : n + 1, 1]) for n in range(6)])
     plot.draw(log, tmp_path / "loss.svg")
     assert "a, held out: 0.500" in (tmp_path / "loss.svg").read_text() or "<path" in (tmp_path / "loss.svg").read_text()
+
+
+def test_tensorboard_gets_every_tenth_step_the_last_and_what_was_held_out(tiny: Tiny) -> None:
+    lines = [{"step": step, "loss": float(step), "loss_by_source": {"a": 1.0}} for step in range(25)]
+    lines[13]["held_out"] = {"a": 0.5}
+
+    with RunFolder(tiny("steps=25")) as folder:
+        for line in lines:
+            folder.step(line)
+
+    board = event_accumulator.EventAccumulator(str(folder.path)).Reload()
+    assert [(point.step, point.value) for point in board.Scalars("loss")] == [(0, 0), (10, 10), (13, 13), (20, 20), (24, 24)]
+    assert [(point.step, point.value) for point in board.Scalars("held_out/a")] == [(13, 0.5)]
+    assert (folder.path / "log.jsonl").read_text().count("\n") == 25
 
 
 def test_a_run_that_has_not_begun_has_nothing_to_draw(tmp_path: Path) -> None:

@@ -176,8 +176,9 @@ class BadRecords:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """log.jsonl and the plot are always written."""
+    """log.jsonl and the plot are always written, and have every step."""
 
+    every: int = 10  # steps from one point on tensorboard and wandb to the next; the last step and what was held out are there, too
     tensorboard: bool = True  # where it is installed
     wandb: bool = False  # WANDB_MODE=offline writes its files and needs no login
     project: str = "shardweave"  # at wandb

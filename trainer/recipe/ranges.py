@@ -49,6 +49,7 @@ def _check_reading(recipe: Recipe, path: str) -> None:
     _at_least(f"{path}: loader", 1, prefetch=loader.prefetch, cache_bytes=loader.cache_bytes)
     _at_least(f"{path}: loader", 0.001, timeout=loader.timeout)
     _at_least(f"{path}: engine", 0.001, timeout=recipe.engine.timeout)
+    _at_least(f"{path}: log", 1, every=recipe.log.every)
     _at_least(f"{path}: checkpoint", 0, every=recipe.checkpoint.every)
     _at_least(f"{path}: checkpoint", 1, keep=recipe.checkpoint.keep)
     _at_least(f"{path}: bad_records", 0, rate=recipe.bad_records.rate)
