@@ -33,7 +33,7 @@ def finish(
         {
             "format": manifest.FORMAT,
             **content,
-            "shards": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in total.shards],
+            "shards": total.shards,
             "totals": total.totals,
             "rejected": dict(sorted(total.rejected.items())),
             "images_dropped": {},

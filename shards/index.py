@@ -7,14 +7,17 @@ images (width, height, bytes, xxh3 of the payload as 16 bytes, similarity); text
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
@@ -22,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import Record, ShardError
-from shards.sink import Buffer
+from shards.sink import Buffer, write_all
 
 _MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 _IMAGE = pa.struct(
@@ -87,13 +90,16 @@ class IndexBuilder:
         """
         return _encoded(self._batch(crc32, xxh3), tar_bytes, tar_sha256, skipped)
 
-    def pack(self, crc32: list[int], xxh3: list[bytes]) -> Packed:
-        """The same rows in a fifteenth of the memory, for a shard that waits for its hash."""
-        stream = pa.BufferOutputStream()
-        batch = self._batch(crc32, xxh3)
-        with pa.ipc.new_stream(stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)) as writer:
-            writer.write_batch(batch)
-        return Packed(len(self.entries), stream.getvalue())
+    def pack(self, crc32: list[int], xxh3: list[bytes], folder: Path) -> Packed:
+        """The same rows in an unnamed file of this folder, for a shard that waits for its hash. Raises OSError."""
+        with contextlib.ExitStack() as unless_done:
+            file = unless_done.enter_context(tempfile.TemporaryFile(prefix="shardweave-", dir=folder, buffering=0))
+            stream = pa.BufferOutputStream()
+            with pa.ipc.new_stream(stream, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)) as writer:
+                writer.write_batch(self._batch(crc32, xxh3))
+            write_all(file.fileno(), [stream.getvalue()])
+            unless_done.pop_all()
+        return Packed(len(self.entries), file)
 
     def _batch(self, crc32: list[int], xxh3: list[bytes]) -> pa.RecordBatch:
         rows = self.entries
@@ -116,14 +122,15 @@ class Packed(NamedTuple):
     """An index that lacks its tar's hash."""
 
     records: int
-    data: pa.Buffer
+    file: io.FileIO  # of no name: gone when it is closed
 
     def encode(self, tar_bytes: int, tar_sha256: str) -> bytes:
-        """The parquet file."""
+        """The parquet file. Raises OSError."""
         return _one_thread().submit(self._encoded, tar_bytes, tar_sha256).result()
 
     def _encoded(self, tar_bytes: int, tar_sha256: str) -> bytes:
-        with pa.ipc.open_stream(self.data, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
+        self.file.seek(0)
+        with pa.ipc.open_stream(self.file.read(), options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
             return _encoded(reader.read_next_batch(), tar_bytes, tar_sha256)
 
 
@@ -131,6 +138,9 @@ class Packed(NamedTuple):
 def _one_thread() -> ThreadPoolExecutor:
     """Arrow keeps a heap for each thread that it has worked in, and many wait to commit."""
     return ThreadPoolExecutor(1, "index")
+
+
+os.register_at_fork(after_in_child=_one_thread.cache_clear)  # the thread does not live on in the child, which would wait for it for ever
 
 
 def _encoded(batch: pa.RecordBatch, tar_bytes: int, tar_sha256: str, skipped: list[tuple[int, str]] | None = None) -> bytes:

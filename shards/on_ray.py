@@ -168,7 +168,8 @@ class OnRay:
     def __init__(self, workers: int) -> None:
         self.workers, self._driver = workers, _driver()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._desk: Any = _Desk.options(scheduling_strategy=here).remote()
+        self._desk: Any = _Desk.options(scheduling_strategy=here, enable_task_events=False).remote()
+        self._desk.seen.remote()  # before its first answer Ray imports what may take half a second: meanwhile others plan
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See Executor."""
@@ -297,6 +298,7 @@ def _share(driver: _Driver, desk: Any, worker: int, work: Work) -> None:
     _begin(driver)
     with contextlib.closing(_Queue(desk, worker)) as queue:
         work(queue)
+        queue.tell()
 
 
 class Unwanted(Exception):
@@ -304,11 +306,11 @@ class Unwanted(Exception):
 
 
 class _Queue:
-    """The desk, as a worker sees it. Twice a second it is told what was counted, and says whether this worker is still wanted."""
+    """The desk, as a worker sees it. When an item is taken, and twice a second, it is told what was done, and says who is still wanted."""
 
     def __init__(self, desk: Any, worker: int) -> None:
         self._desk, self._name = desk, uuid.uuid4().hex
-        self._lock, self._counts = threading.Lock(), Counter[tuple[int, int]]()
+        self._lock, self._counts, self._done = threading.Lock(), Counter[tuple[int, int]](), list[int]()
         self._stop = threading.Event()
         self._wanted = self._ask(desk.begin.remote(worker, self._name))
         self._beat = threading.Thread(target=self._beats, name="heartbeat", daemon=True)
@@ -317,7 +319,7 @@ class _Queue:
     def take(self) -> int | None:
         """See Queue. Raises Unwanted."""
         self._check()
-        return self._ask(self._desk.take.remote(self._name))
+        return self._told(self._desk.take)
 
     def count(self, position: int, read: int, rejected: int, size: int) -> None:
         """See Queue. Raises Unwanted."""
@@ -327,8 +329,12 @@ class _Queue:
 
     def done(self, position: int) -> None:
         """See Queue."""
-        self._tell()
-        self._ask(self._desk.done.remote(self._name, position))
+        with self._lock:
+            self._done.append(position)
+
+    def tell(self) -> None:
+        """Have the desk know what is done. Raises Unwanted."""
+        self._wanted = self._told(self._desk.tell)
 
     def close(self) -> None:
         """No more beats."""
@@ -341,14 +347,16 @@ class _Queue:
     def _beats(self) -> None:
         while self._wanted and not self._stop.wait(WATCHED):
             try:
-                self._tell()
+                self.tell()
             except Unwanted:
                 self._wanted = False
 
-    def _tell(self) -> None:
-        with self._lock:
+    def _told(self, method: Any) -> Any:
+        with self._lock:  # calls arrive in the order in which they are made: an item's counts before that it is done
             counts, self._counts = self._counts, Counter()
-        self._wanted = self._ask(self._desk.count.remote(self._name, dict(counts)))
+            done, self._done = self._done, []
+            answer = method.remote(self._name, dict(counts), done)
+        return self._ask(answer)
 
     def _ask(self, answer: Any) -> Any:
         try:
@@ -388,9 +396,9 @@ class _Desk:
             heapq.heappush(self._back, position)
         return not self._closed
 
-    def take(self, name: str) -> int | None:
-        """A position that nobody has, for this worker."""
-        if self._closed or name not in self._names.values():
+    def take(self, name: str, counts: dict[tuple[int, int], int], done: list[int]) -> int | None:
+        """A position that nobody has, for this worker, who tells what it did."""
+        if not self.tell(name, counts, done):
             return None
         if self._back:
             position = heapq.heappop(self._back)
@@ -401,19 +409,17 @@ class _Desk:
         self._taken[position] = name
         return position
 
-    def count(self, name: str, counts: dict[tuple[int, int], int]) -> bool:
-        """So much more was done by this worker; whether it is wanted."""
+    def tell(self, name: str, counts: dict[tuple[int, int], int], done: list[int]) -> bool:
+        """So much more was done by this worker; whether it is wanted. What one that was given up has done is done again."""
         for (position, place), number in counts.items():
             if self._taken.get(position) == name:
                 self._counts.setdefault(position, Counter())[place] += number
+        for position in done:
+            if self._taken.get(position) == name:
+                del self._taken[position]
+                self._total.update(self._counts.pop(position, Counter()))
+                self._total[3] += 1
         return not self._closed and name in self._names.values()
-
-    def done(self, name: str, position: int) -> None:
-        """It is done; by a worker that was given up it is done again."""
-        if self._taken.get(position) == name:
-            del self._taken[position]
-            self._total.update(self._counts.pop(position, Counter()))
-            self._total[3] += 1
 
     def seen(self) -> Counts:
         """What is done."""

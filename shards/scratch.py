@@ -24,8 +24,9 @@ def scratch(place: Place) -> Iterator[Path]:
         yield place.folder
         return
     _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    descriptor = _locked(folder)
+    made = Path(tempfile.mkdtemp(prefix="shardweave-new-"))  # until it is locked, another worker would take it for a leftover
+    descriptor = _locked(made)
+    folder = made.rename(made.with_name(PREFIX + made.name))
     try:
         yield folder
     finally:

@@ -47,10 +47,11 @@ class Sink:
         """Write what waits. Raises OSError."""
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         for start in range(0, len(batch), _MAX_BUFFERS):
-            _write_all(self._file, [buffer for buffer in batch[start : start + _MAX_BUFFERS] if len(buffer)])
+            write_all(self._file, [buffer for buffer in batch[start : start + _MAX_BUFFERS] if len(buffer)])
 
 
-def _write_all(file: int, batch: Batch) -> None:
+def write_all(file: int, batch: Batch) -> None:
+    """Write these, all of them. Raises OSError."""
     left = sum(map(len, batch))
     written = os.writev(file, batch) if batch else 0
     if written < left:  # a signal or a nearly full disk: write the rest, and let the disk say what is wrong

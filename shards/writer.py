@@ -226,9 +226,9 @@ class _Shard:
             self._sink.write([ustar.END])
             self._sink.flush()
             self._settled = settling.put(self._file, self.size)
+            self._packed = self._index.pack(self._sink.crc32, self._sink.xxh3, self.tar.parent)
         except OSError as error:
             raise self._named(error) from error
-        self._packed = self._index.pack(self._sink.crc32, self._sink.xxh3)
         del self._index, self._sink  # many shards may wait
 
     def settled(self) -> bool:
@@ -240,7 +240,8 @@ class _Shard:
         try:
             sha256 = self._synced()
             assert self._packed is not None
-            index = self._packed.encode(self.size, sha256)
+            with self._packed.file:
+                index = self._packed.encode(self.size, sha256)
             durable.write(self.tar.with_suffix(".parquet"), index)
             durable.publish(self.tar)
             os.close(self._file)
@@ -252,6 +253,8 @@ class _Shard:
     def discard(self) -> None:
         with contextlib.suppress(OSError):  # nothing here may hide why it is discarded
             durable.aside(self.tar).unlink(missing_ok=True)
+            if self._packed is not None:
+                self._packed.file.close()
             os.close(self._file)
 
     def _synced(self) -> str:

@@ -51,7 +51,7 @@ def _process(place: Path, pictures: int, turns: int) -> tuple[tuple[float, ...],
 def recipe(folder: Path, place: str, pictures: int, steps: int) -> Recipe:
     """A small LLaVA, new: the fewer pictures, the larger."""
     vocabulary.save(vocabulary.make(["picture 0123456789"] * 3, 300), folder / "tokenizer")
-    width, layers = (96, 1) if pictures > 1 else (192, 3)
+    width, layers = (96, 1) if pictures > 1 else (192, 2)
     vision: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 32}
     text: dict[str, Any] = {"model_type": "llama", "num_key_value_heads": 4, "max_position_embeddings": 128}
     sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": 4}

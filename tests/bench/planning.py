@@ -20,7 +20,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +71,13 @@ def figures(what: str, found: Planned) -> Iterator[Figure]:
 
 def planned(name: str, root: Path) -> Planned:
     """The same command in a process that is watched."""
-    command = [sys.executable, "-m", "tests.bench.planning", name, str(root)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said, anonymous = watched([sys.executable, "-m", "tests.bench.planning", name, str(root)])
+    return Planned(anonymous=anonymous, **said)
+
+
+def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[dict[str, Any], int]:
+    """The JSON that a command says, and the highest anonymous memory of its process in bytes."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})})
     highest = [0]
     watcher = threading.Thread(target=watch, args=(process, highest))
     watcher.start()
@@ -80,7 +85,7 @@ def planned(name: str, root: Path) -> Planned:
     watcher.join()
     if process.returncode:
         raise SystemExit(f"bench: {' '.join(command)} failed")
-    return Planned(anonymous=highest[0], **json.loads(said))
+    return json.loads(said), highest[0]
 
 
 def main(name: str, root: Path) -> None:

@@ -12,10 +12,8 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,14 +25,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from shards import ustar
-from tests.bench.check import watch
 from tests.bench.figure import Figure
-from tests.bench.planning import made, processor
+from tests.bench.planning import made, processor, watched
 from tests.bench.workload import scratch
 
 ROWS = 10_000  # of a shard
 SHARDS = {1: 6, 10: 2, 100: 1}  # of a data set: how often it is measured
 VERBS = ("convert", "check", "stats")
+ENVIRONMENT: dict[str, dict[str, str]] = {verb: {} for verb in VERBS} | {
+    "convert": {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+}  # as `pipelines` does
 FLAT = 1.1
 
 
@@ -65,15 +65,8 @@ def order(sizes: dict[int, int]) -> list[int]:
 def measured(verb: str, root: Path, out: Path) -> tuple[float, float]:
     """Microseconds a record, and megabytes."""
     command = [sys.executable, "-m", "tests.bench.scale", verb, str(root), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    highest = [0]
-    watcher = threading.Thread(target=watch, args=(process, highest))
-    watcher.start()
-    said, _ = process.communicate()
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"bench: {' '.join(command)} failed")
-    return 1e6 * json.loads(said)["seconds"] / json.loads(said)["records"], highest[0] / 1e6
+    said, anonymous = watched(command, ENVIRONMENT[verb])
+    return 1e6 * said["seconds"] / said["records"], anonymous / 1e6
 
 
 def main(verb: str, root: Path, out: Path) -> None:

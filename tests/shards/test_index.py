@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -20,7 +23,8 @@ def test_packed_rows_give_the_bytes_that_they_would_have_given(rows: list[Entry]
     crc32 = list(range(len(rows)))
     xxh3 = [number.to_bytes(16, "big") for number in range(sum(len(row.images) for row in rows))]
 
-    packed = builder.pack(crc32, xxh3)
-
-    assert packed.records == len(rows)
-    assert packed.encode(1024, "ab" * 32) == builder.encode(crc32, xxh3, 1024, "ab" * 32)
+    with TemporaryDirectory() as folder:
+        packed = builder.pack(crc32, xxh3, Path(folder))
+        with packed.file:
+            assert packed.records == len(rows)
+            assert packed.encode(1024, "ab" * 32) == builder.encode(crc32, xxh3, 1024, "ab" * 32)

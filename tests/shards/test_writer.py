@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -324,6 +328,31 @@ def test_the_dataset_card_names_the_tars_and_every_suffix(written: Path) -> None
     features = re.findall(r"^  - name: (\S+)$", header, re.M)
     assert features == ["__key__", "__url__", "json", "0.jpg", "0.panoptic.png", "0.parts.png", "1.png"]
     assert re.findall(r"^    - name: (\S+)$", header, re.M) == list(everything().record.__struct_fields__)
+
+
+FORKED = """
+import os, sys
+import shards
+from tests.shards.records import several
+
+shards.write(sys.argv[1] + "/parent", several(40), shard_bytes=8 << 10)
+child = os.fork()
+if child == 0:
+    shards.write(sys.argv[1] + "/child", several(40), shard_bytes=8 << 10)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_of_a_process_that_has_written_may_write(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKED, str(tmp_path)], start_new_session=True) as process:
+        try:
+            assert process.wait(60) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    assert manifest(tmp_path / "child")["fingerprint"] == manifest(tmp_path / "parent")["fingerprint"]
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
