@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors.torch
-import torch
-
 from schemas import RequestError
+from trainer.engines import tensor_files
+from trainer.engines.tensor_files import Entry
 from trainer.recipe import Recipe, as_toml
 from trainer.run import boards, checkpoint, plot
 
@@ -48,20 +48,24 @@ class RunFolder:
         self._open.close()
 
     def step(self, line: dict[str, Any]) -> None:
-        """Write one step down, and show its numbers on the boards."""
+        """Write one step down, and show the numbers of some on the boards: a point there takes half a millisecond."""
         if not self.writes:
             return
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        for board in self._boards:
-            board.write(line["step"], boards.numbers(line))
+        step = line["step"]
+        if step % self.recipe.log.every == 0 or step + 1 == self.recipe.steps or "held_out" in line:
+            for board in self._boards:
+                board.write(step, boards.numbers(line))
 
-    def save(self, weights: dict[str, torch.Tensor]) -> None:
-        """Write the trained parameters, under their names in the model. Frozen parts are where they came from."""
-        if self.writes:
-            aside = self.path / f"{WEIGHTS}.part"
-            safetensors.torch.save_file(weights, aside)
-            aside.replace(self.path / WEIGHTS)
+    def save(self, weights: Sequence[Entry]) -> None:
+        """Write the trained parameters, under their names in the model. Frozen parts are where they came from. Called by all ranks."""
+        if not self.writes:
+            tensor_files.join(weights)
+            return
+        aside = self.path / f"{WEIGHTS}.part"
+        tensor_files.write(aside, weights, {entry.name for entry in weights})
+        aside.replace(self.path / WEIGHTS)
 
     def _begin(self, opening: contextlib.ExitStack) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

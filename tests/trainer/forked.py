@@ -111,13 +111,14 @@ def _fork(rank: int, said: dict[str, str], words: list[str], killed: list[Any] |
 
 
 def _run(rank: int, words: list[str], killed: list[Any] | None) -> int:
+    from shards import durable
     from trainer import __main__, loop
     from trainer.run import checkpoint
 
     if killed and killed[0] == rank:
         step = killed[1]
         if killed[2] == "saving":
-            _signalled(checkpoint, "_sync", signal.SIGKILL, lambda path: checkpoint.name(step + 1) in str(path))
+            _signalled(durable, "sync_folder", signal.SIGKILL, lambda path: checkpoint.name(step + 1) in str(path))
         else:
             number = signal.SIGTERM if killed[2] == "asked" else signal.SIGKILL
             _signalled(loop, "_make", number, lambda coming: coming.number == step)

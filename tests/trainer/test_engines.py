@@ -99,6 +99,7 @@ def test_two_ranks_stopped_in_the_middle_and_gone_on_with_have_the_curve_of_one(
     out = tmp_path / "run"
 
     first = train(out, *ENGINES[name], ranks=2, killed=(1, 14, "asked"))
+    saved = shared_out(out / "checkpoints" / "step-00000015")
     second = train(out, *ENGINES[name], ranks=2)
 
     assert statuses(first) == [stop.STATUS] * 2, told(first)
@@ -109,6 +110,48 @@ def test_two_ranks_stopped_in_the_middle_and_gone_on_with_have_the_curve_of_one(
     assert column(out, "grad_norm") == pytest.approx(column(baseline, "grad_norm"), rel=1e-3)
     whole, made = (safetensors.torch.load_file(run / "trained.safetensors") for run in (baseline, out))
     assert {key: tensor.shape for key, tensor in made.items()} == {key: tensor.shape for key, tensor in whole.items()}
+    assert sorted(saved) == sorted([*whole, *(f"{key}:{own}" for key in whole for own in ("step", "exp_avg", "exp_avg_sq"))])
+
+
+def shared_out(checkpoint: Path) -> list[str]:
+    """The names of the tensors in its files, of which each of two ranks wrote about half."""
+    names = []
+    for stem in ("weights", "optimizer"):
+        halves = [safetensors.torch.load_file(checkpoint / f"{stem}-{part}-of-00002.safetensors") for part in ("00001", "00002")]
+        first, second = (sum(tensor.nbytes for tensor in half.values()) for half in halves)
+        assert first == pytest.approx(second, rel=0.1)
+        names += [name for half in halves for name in half]
+    return names
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero2"])
+def test_a_rank_that_is_killed_while_it_saves_leaves_no_checkpoint_of_that_name(train: Train, tmp_path: Path, name: str) -> None:
+    settings = (*ENGINES[name], "steps=4", "checkpoint.every=2")
+
+    killed = train(tmp_path / "run", *settings, ranks=2, killed=(1, 3, "saving"))
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    again = train(tmp_path / "run", *settings, ranks=2)
+
+    assert statuses(killed) == [1, -9], told(killed)
+    assert "expected the other ranks' part, found that one has ended" in killed[0].stderr
+    assert left == [".step-00000004.part", "step-00000002"]
+    assert statuses(again) == [0, 0], told(again)
+    assert "goes on behind step 2" in again[0].stderr
+
+
+def test_a_damaged_file_of_one_rank_is_named(train: Train, tmp_path: Path) -> None:
+    train(tmp_path / "run", *ENGINES["fsdp"], ranks=2, killed=(0, 1, "asked"))
+    half = tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer-00002-of-00002.safetensors"
+    half.write_bytes(half.read_bytes()[:-1])
+
+    cut = train(tmp_path / "run")
+    half.unlink()
+    missing = train(tmp_path / "run")
+
+    assert statuses(cut) == statuses(missing) == [1]
+    assert f"error: {half}: checkpoint damaged: expected" in cut[0].stderr
+    assert f"error: {half}: checkpoint damaged: expected" in missing[0].stderr
+    assert "found no such file" in missing[0].stderr
 
 
 def test_a_run_goes_from_engine_to_engine_and_stays_the_run(train: Train, baseline: Path, tmp_path: Path) -> None:
@@ -186,8 +229,8 @@ def test_in_16_bits_the_curve_is_about_that_of_32_and_what_is_saved_is_float32(
     assert column(out, "loss") == pytest.approx(column(baseline, "loss")[:10], rel=0.05)
     assert column(out, "loss") != column(baseline, "loss")[:10]
     saved = out / "checkpoints" / "step-00000010"
-    for file in ("weights.safetensors", "optimizer.safetensors"):
-        assert {tensor.dtype for tensor in safetensors.torch.load_file(saved / file).values()} == {torch.float32}
+    for file in saved.glob("*.safetensors"):
+        assert {tensor.dtype for tensor in safetensors.torch.load_file(file).values()} == {torch.float32}
     assert (saved / "scale.json").is_file() == (dtype == "fp16")
 
 

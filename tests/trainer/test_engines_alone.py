@@ -62,8 +62,7 @@ def test_in_16_bits_the_weights_stay_float32_and_the_loss_is_about_the_same(tiny
 def test_a_float16_gradient_that_overflows_halves_the_scale_and_updates_nothing(tiny: Tiny, tmp_path: Path) -> None:
     engine, made = step(tiny("precision.dtype=fp16"))
     engine.scale.value = 2.0**127
-    before = engine.weights()
-    before = {name: tensor.clone() for name, tensor in before.items()}
+    before = {entry.name: entry.whole().clone() for entry in engine.weights()}
 
     accumulated(engine, made)
     norm = engine.update(1.0)
@@ -72,8 +71,25 @@ def test_a_float16_gradient_that_overflows_halves_the_scale_and_updates_nothing(
     other.load(tmp_path)
 
     assert norm is None
-    assert all(torch.equal(before[name], tensor) for name, tensor in engine.weights().items())
+    assert all(torch.equal(before[entry.name], entry.whole()) for entry in engine.weights())
     assert engine.scale.value == other.scale.value == 2.0**126
+
+
+def test_what_is_loaded_is_a_copy_and_no_file_stays_mapped(tiny: Tiny, tmp_path: Path) -> None:
+    engine, made = step(tiny())
+    accumulated(engine, made)
+    engine.update(1.0)
+    engine.save(tmp_path)
+    other, _ = step(tiny("seed=1"))
+
+    other.load(tmp_path)
+
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    for name, parameter in engine.trained.items():
+        assert torch.equal(other.trained[name], parameter)
+        loaded, own = other.adam.state[other.trained[name]], engine.adam.state[parameter]
+        assert loaded.keys() == own.keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in own.items())
 
 
 def test_a_scale_grows_when_nothing_overflows(tiny: Tiny) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ import safetensors.torch
 import torch
 
 from schemas import RequestError, ShardError
+from trainer.engines import tensor_files
+from trainer.engines.tensor_files import Entry
 from trainer.use import trained
 
 LAST = "checkpoints/step-00000100"
@@ -44,6 +48,20 @@ def test_a_run_that_is_going_on_gives_its_newest_checkpoint(copied: Path) -> Non
     (copied / "trained.safetensors").unlink()
 
     assert same(trained.load(copied), copied / LAST / "weights.safetensors")
+
+
+def test_a_checkpoint_of_several_ranks_gives_all_of_it(copied: Path) -> None:
+    folder = copied / LAST
+    whole = safetensors.torch.load_file(folder / "weights.safetensors")
+    (folder / "weights.safetensors").unlink()
+    state = json.loads((folder / "state.json").read_text())
+    del state["files"]["weights.safetensors"]
+    (folder / "state.json").write_text(json.dumps(state))
+    entries = [Entry(name, tensor.dtype, tuple(tensor.shape), partial(whole.__getitem__, name)) for name, tensor in whole.items()]
+    for rank in range(3):
+        tensor_files.save(folder, "weights", entries, rank, 3)
+
+    assert same(trained.load(copied, 100), copied / "trained.safetensors")
 
 
 def test_what_is_not_there_is_told(copied: Path, tmp_path: Path) -> None:

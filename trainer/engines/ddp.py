@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -49,11 +48,6 @@ class Ddp(Single):
     def barrier(self) -> None:
         """A gather of nothing much, because a barrier of gloo has no timeout of its own."""
         self.gather([0.0])
-
-    def save(self, folder: Path) -> None:
-        """Every rank has the whole; rank 0 writes it."""
-        if self.rank == 0:
-            super().save(folder)
 
     def _place(self) -> None:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()

@@ -12,20 +12,21 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from schemas import RequestError
 from trainer.data.batch import Batch
-from trainer.engines import ds_config
+from trainer.engines import ds_config, tensor_files
 from trainer.engines import optimizer as optimizers
 from trainer.engines.ddp import Ddp, peers
 from trainer.engines.engine import OPTIMIZER, SCALE, WEIGHTS, DivergedError, same_shapes
 from trainer.engines.precision import Scale
+from trainer.engines.tensor_files import Entry
 from trainer.model import Model
 from trainer.recipe import Recipe
 
@@ -76,51 +77,43 @@ class Deepspeed(Ddp):
         """Frees the gradients' memory, too."""
         self.shared.optimizer.zero_grad()
 
-    def save(self, folder: Path) -> None:
-        """One tensor after the other is put together; rank 0 keeps and writes them, and so needs memory for all."""
-        weights, state = self.weights(), self._state()
-        if self.rank == 0:
-            safetensors.torch.save_file(weights, folder / WEIGHTS)
-            safetensors.torch.save_file(state, folder / OPTIMIZER)
-            self._save_scale(folder)
-
     def load(self, folder: Path) -> None:
         """Into this rank's part of the float32 weights, and into the copy that the model computes with."""
-        weights = safetensors.torch.load_file(folder / WEIGHTS)
-        same_shapes(self.shapes, weights, folder / WEIGHTS)
-        held = safetensors.torch.load_file(folder / OPTIMIZER)
-        with peers():
+        with tensor_files.opened(folder, WEIGHTS) as weights, tensor_files.opened(folder, OPTIMIZER) as held, peers():
+            same_shapes(self.shapes, weights, folder / WEIGHTS)
             for name, parameter in self.trained.items():
                 self._set(parameter, weights[name], None)
                 for key in MOMENTS if f"{name}:step" in held else ():  # no update made, no state saved
                     self._set(parameter, held[f"{name}:{key}"], key)
+            step = max((float(held[both]) for both in held if both.endswith(":step")), default=0.0)
         for own in self.adam.state.values():
-            own["step"].fill_(max((float(tensor) for both, tensor in held.items() if both.endswith(":step")), default=0.0))
+            own["step"].fill_(step)
         self._load_scale(folder)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Float32, whatever the model computes in. Put together on rank 0."""
-        return self._gathered(None)
+    def weights(self) -> list[Entry]:
+        """Float32, whatever the model computes in."""
+        return [Entry(name, torch.float32, tuple(shape), partial(self._full, name, None)) for name, shape in self.shapes.items()]
 
     def _forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self.shared(batch.to(self.recipe.device)).sums_BL
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def _state(self) -> list[Entry]:
         [step, *_] = [own["step"] for own in self.adam.state.values()]
-        found = {f"{name}:{key}": tensor for key in MOMENTS for name, tensor in self._gathered(key).items()}
-        return found | {f"{name}:step": step.clone() for name in self.trained}
+        steps = [Entry(f"{name}:step", torch.float32, (), partial(self._whole, step)) for name in self.shapes]
+        return steps + [
+            Entry(f"{name}:{key}", torch.float32, tuple(shape), partial(self._full, name, key))
+            for name, shape in self.shapes.items()
+            for key in MOMENTS
+        ]
 
-    def _gathered(self, key: str | None) -> dict[str, torch.Tensor]:
-        """Of each parameter the float32 weights, or a moment."""
+    def _full(self, name: str, key: str | None) -> torch.Tensor:
+        """A parameter's float32 weights, or a moment."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found = {}
-        for name, parameter in self.trained.items():
-            with peers():
-                whole = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
-            if self.rank == 0:
-                found[name] = cast(torch.Tensor, whole).detach().cpu().contiguous().clone()
-        return found
+        parameter = self.trained[name]
+        with peers():
+            found = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+        return cast(torch.Tensor, found)
 
     def _set(self, parameter: Any, whole: torch.Tensor, key: str | None) -> None:
         """This rank's part of the float32 weights, or of a moment. DeepSpeed's own setter reads past the end of what it can not divide."""

@@ -1,6 +1,6 @@
 """What an engine is: how the ranks work together. The loop knows an `Engine` and nothing of processes.
 
-One process: single.py. DDP: ddp.py. FSDP2: fsdp.py. DeepSpeed: deepspeed.py. All write the same files, so a run may go on under another.
+One process: single.py. DDP: ddp.py. FSDP2: fsdp.py. DeepSpeed: deepspeed.py. All write the same tensors, so a run may go on under another.
 
 Ranks meet in all but `forget`, the same number of times on each. A rank that ends without the others is told within the timeout, as
 PeerError.
@@ -16,9 +16,10 @@ import torch
 
 from schemas import RequestError, ShardweaveError
 from trainer.data.batch import Batch
+from trainer.engines.tensor_files import Entry
 from trainer.model import Model
 
-WEIGHTS, OPTIMIZER, SCALE = "weights.safetensors", "optimizer.safetensors", "scale.json"
+WEIGHTS, OPTIMIZER, SCALE = "weights", "optimizer", "scale.json"  # the first two: trainer/engines/tensor_files.py
 
 
 class PeerError(ShardweaveError):
@@ -68,15 +69,15 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what is trained, and the optimizer's state, into a folder that is there. Called by all ranks."""
+        """Write what is trained, and the optimizer's state, into a folder that is there. Called by all ranks; each writes a share."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, under any engine. Raises RequestError where it does not fit the model."""
+        """Read what `save` wrote, under any engine and by any number of ranks. Raises RequestError where it does not fit the model."""
         ...
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The trained parameters, whole, by name, float32, on the CPU. Called by all ranks; rank 0 gets them."""
+    def weights(self) -> list[Entry]:
+        """The trained parameters by name, float32, to be put together in turn and before the next update. The same on all ranks."""
         ...
 
 

@@ -8,11 +8,8 @@ each parameter is shared out by itself. What is written is whole, under the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,7 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.data.batch import Batch
 from trainer.engines import precision
 from trainer.engines.ddp import Ddp, peers
-from trainer.engines.engine import OPTIMIZER, WEIGHTS
 from trainer.engines.single import Single
 from trainer.model import Model
 from trainer.recipe import Recipe
@@ -50,28 +46,9 @@ class Fsdp(Ddp):
         cast(FSDPModule, self.model).reshard()
         return sums_B
 
-    def save(self, folder: Path) -> None:
-        """One tensor after the other is put together; rank 0 keeps and writes them, and so needs memory for all."""
-        weights = self.weights()
-        held = ((name, self.adam.state.get(parameter, {})) for name, parameter in self.trained.items())
-        state = self._gathered((f"{name}:{key}", tensor) for name, own in held for key, tensor in own.items())
-        if self.rank == 0:
-            safetensors.torch.save_file(weights, folder / WEIGHTS)
-            safetensors.torch.save_file(state, folder / OPTIMIZER)
-            self._save_scale(folder)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Put together on rank 0."""
-        return self._gathered((name, parameter.detach()) for name, parameter in self.trained.items())
-
-    def _gathered(self, named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        found = {}
-        for name, tensor in named:
-            with peers():
-                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if self.rank == 0:
-                found[name] = whole.cpu().contiguous()
-        return found
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        with peers():
+            return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor  # a step count has no parts
 
     def _forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Weights have the dtype that they are used in: nothing for autocast to do."""

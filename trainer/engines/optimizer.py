@@ -9,7 +9,7 @@ Which parameters decay is a rule by name; `[[optimizer.groups]]` give what fits 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,18 +86,19 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def state(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as NAME:TENSOR, on the CPU; as they are, until the next step."""
+    """The optimizer's tensors as NAME:TENSOR, as they are."""
     held = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
-    return {f"{name}:{key}": tensor.cpu() for name, own in held.items() for key, tensor in own.items()}
+    return {f"{name}:{key}": tensor for name, own in held.items() for key, tensor in own.items()}
 
 
-def restore(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `state` gave. A step count stays on the CPU, where torch keeps it."""
+def restore(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Put back copies of what `state` gave, one after the other. A step count stays on the CPU, where torch keeps it."""
     optimizer.state.clear()
-    for both, tensor in tensors.items():
+    for both, tensor in tensors:
         name, _, key = both.rpartition(":")
         parameter = trained[name]
-        optimizer.state[parameter][key] = tensor.clone() if key == "step" else tensor.to(parameter.device, parameter.dtype)
+        copied = tensor.clone() if key == "step" else tensor.to(parameter.device, parameter.dtype, copy=True)
+        optimizer.state[parameter][key] = copied
 
 
 def _chosen(model: nn.Module, settings: Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, ParameterGroup]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from trainer.data.batch import Batch
 from trainer.engines import optimizer as optimizers
-from trainer.engines import precision
+from trainer.engines import precision, tensor_files
 from trainer.engines.engine import OPTIMIZER, SCALE, WEIGHTS, DivergedError, same_shapes
 from trainer.engines.precision import Scale
+from trainer.engines.tensor_files import Entry
 from trainer.model import Model
 from trainer.recipe import Recipe
 
@@ -75,26 +76,35 @@ class Single:
         """Nobody to wait for."""
 
     def save(self, folder: Path) -> None:
-        """Two safetensors files: parameters by name, and the optimizer's tensors as NAME:TENSOR. With float16, its loss scale too."""
-        safetensors.torch.save_file(self.weights(), folder / WEIGHTS)
-        safetensors.torch.save_file(optimizers.state(self.adam, self.trained), folder / OPTIMIZER)
-        self._save_scale(folder)
+        """Parameters by name, and the optimizer's tensors as NAME:TENSOR, each on one rank. With float16, its loss scale too."""
+        for stem, entries in ((WEIGHTS, self.weights()), (OPTIMIZER, self._state())):
+            tensor_files.save(folder, stem, entries, self.rank, self.ranks)
+        if self.rank == 0:
+            self._save_scale(folder)
 
     def load(self, folder: Path) -> None:
         """Into the model and the optimizer as they are."""
-        weights = safetensors.torch.load_file(folder / WEIGHTS)
-        same_shapes({name: parameter.shape for name, parameter in self.trained.items()}, weights, folder / WEIGHTS)
-        with torch.no_grad():
+        with tensor_files.opened(folder, WEIGHTS) as weights, torch.no_grad():
+            same_shapes({name: parameter.shape for name, parameter in self.trained.items()}, weights, folder / WEIGHTS)
             for name, parameter in self.trained.items():
                 parameter.copy_(self._own(parameter, weights[name]))
-        held = safetensors.torch.load_file(folder / OPTIMIZER)
-        mine = {both: self._held(both, tensor) for both, tensor in held.items()}
-        optimizers.restore(self.adam, self.trained, mine)
+        with tensor_files.opened(folder, OPTIMIZER) as held:
+            optimizers.restore(self.adam, self.trained, ((both, self._held(both, tensor)) for both, tensor in held.items()))
         self._load_scale(folder)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """As they are, until the next update."""
-        return {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained.items()}
+    def weights(self) -> list[Entry]:
+        """As they are."""
+        return self._entries(self.trained)
+
+    def _state(self) -> list[Entry]:
+        return self._entries(optimizers.state(self.adam, self.trained))
+
+    def _entries(self, tensors: Mapping[str, torch.Tensor]) -> list[Entry]:
+        return [Entry(name, tensor.dtype, tuple(tensor.shape), partial(self._whole, tensor)) for name, tensor in tensors.items()]
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Of a tensor that ranks may share. They meet."""
+        return tensor.detach()
 
     def _backward(self, model: nn.Module, batch: Batch, weights_BL: torch.Tensor) -> torch.Tensor:
         sums_BL = self._forward(model, batch)

@@ -1,19 +1,20 @@
 """What a run goes on from: the trained weights, the optimizer's state, and where the mixture is. The schedule is a function of the step.
 
     RUN/checkpoints/step-00000500/      whole as soon as it has this name
-      weights.safetensors  optimizer.safetensors
+      weights-00001-of-00002.safetensors  optimizer-00001-of-00002.safetensors  ...
+                          of every rank (trainer/engines/tensor_files.py); of one rank weights.safetensors and optimizer.safetensors
       state.json          position, fingerprints of the data, versions, counts, and the other files' sizes
       recipe.toml
     RUN/checkpoints/.step-00000500.part  one that was being written or deleted when the run was killed
 
-With float16 also scale.json, its loss scale. The files are the same under every engine: tensors whole, by name. Written aside by rank 0,
-synced, renamed. There is no random state: dropout is seeded anew in each step by (seed, step, rank).
+With float16 also scale.json, its loss scale. The tensors are the same under every engine, whole and by name, each in one of the files: any
+engine and any number of ranks goes on from them. Written aside by all ranks, each its share, synced, and renamed by rank 0; all need to see
+the folder. There is no random state: dropout is seeded anew in each step by (seed, step, rank).
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +24,10 @@ import msgspec
 from safetensors import SafetensorError
 
 from schemas import RequestError, ShardError
+from shards import durable
 from trainer import recipe as recipes
-from trainer.engines.engine import Engine
+from trainer.engines import tensor_files
+from trainer.engines.engine import OPTIMIZER, SCALE, WEIGHTS, Engine
 from trainer.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -54,14 +57,16 @@ def save(run: Path, state: State, recipe: Recipe, engine: Engine) -> None:
     aside = final.with_name(f".{final.name}.part")
     _write(aside, engine)
     if engine.rank == 0:
-        state.files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+        files = [path for stem in (WEIGHTS, OPTIMIZER) for path in tensor_files.listed(aside, stem)]
+        files += [aside / SCALE] if (aside / SCALE).is_file() else []
+        state.files = {path.name: path.stat().st_size for path in files}
         (aside / RECIPE).write_text(recipes.as_toml(recipe), encoding="utf-8")
         (aside / STATE).write_bytes(msgspec.json.format(msgspec.json.encode(state)))
         for path in (*aside.iterdir(), aside):
-            _sync(path)
+            durable.sync_folder(path)
         _remove(final)  # of a run that was set back
         aside.replace(final)
-        _sync(final.parent)
+        durable.sync_folder(final.parent)
         for old in found(run)[: -recipe.checkpoint.keep]:
             _remove(old)
     engine.barrier()
@@ -164,12 +169,3 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.replace(aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """A file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

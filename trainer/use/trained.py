@@ -1,8 +1,8 @@
 """A run that has trained, or is training: its recipe, its tokenizer, and the model with the weights of its end or of a step.
 
-    RUN/trained.safetensors                       of the end
-    RUN/checkpoints/step-*/weights.safetensors    of a step, with the recipe it was made with
-    RUN/tokenizer                                 where an export has put it; else the recipe says where it is
+    RUN/trained.safetensors                        of the end
+    RUN/checkpoints/step-*/weights*.safetensors    of a step, with the recipe it was made with
+    RUN/tokenizer                                  where an export has put it; else the recipe says where it is
 
 Weights are those of the trained parameters: frozen parts come from where the recipe says, or are made again from its seed.
 """
@@ -18,7 +18,6 @@ from schemas import RequestError
 from trainer import assembly, log, model
 from trainer import recipe as recipes
 from trainer.data.pixels import Preprocess
-from trainer.engines.engine import WEIGHTS
 from trainer.model import Model
 from trainer.recipe import Recipe
 from trainer.run import checkpoint
@@ -55,7 +54,7 @@ def load(run: str | Path, step: int | None = None, *, settings: Sequence[str] = 
     run = Path(run)
     where = find(run, step)
     own = [f"tokenizer.path={run / TOKENIZER}"] if (run / TOKENIZER).is_dir() else []
-    recipe = recipes.load(str(where.parent / log.RECIPE), settings=[*own, *settings])
+    recipe = recipes.load(str((where if where.is_dir() else where.parent) / log.RECIPE), settings=[*own, *settings])
     words = tokenizer.load(recipe.tokenizer)
     pictures = assembly.preprocess(recipe)
     built = model.build(recipe, words.size, words.specials)
@@ -65,7 +64,7 @@ def load(run: str | Path, step: int | None = None, *, settings: Sequence[str] = 
 
 
 def find(run: Path, step: int | None = None) -> Path:
-    """The weight file of a run. Raises RequestError where it has none, ShardError where it is damaged."""
+    """The weights of a run: a file, or a checkpoint's folder. Raises RequestError where it has none, ShardError where it is damaged."""
     if not (run / log.RECIPE).is_file():
         raise RequestError(f"{run}: expected a run folder with {log.RECIPE}, found none")
     if step is None and (run / log.WEIGHTS).is_file():
@@ -77,7 +76,7 @@ def find(run: Path, step: int | None = None) -> Path:
     if chosen not in there:
         raise RequestError(f"{run}: expected a checkpoint of step {step}, found {', '.join(sorted(there))}")
     checkpoint.read(there[chosen])  # whole
-    return there[chosen] / WEIGHTS
+    return there[chosen]
 
 
 def put(built: Model, where: Path) -> None:

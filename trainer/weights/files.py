@@ -15,7 +15,7 @@ from torch import nn
 from schemas import RequestError
 
 Tensors = dict[str, torch.Tensor]
-PATTERNS = ("model*.safetensors", "pytorch_model*.bin", "trained.safetensors")  # of a folder, the first that is there
+PATTERNS = ("model*.safetensors", "pytorch_model*.bin", "trained.safetensors", "weights*.safetensors")  # the first that a folder has
 
 
 def read(path: str | Path) -> Tensors:
