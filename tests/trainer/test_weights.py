@@ -52,12 +52,12 @@ def test_a_training_checkpoint_of_openflamingo_is_its_model(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("part", ["language", "vision"])
 def test_code_that_comes_with_weights_is_never_run(tmp_path: Path, part: str) -> None:
-    auto = {"AutoConfig": "configuration_mosaic_gpt.MosaicGPTConfig", "AutoModelForCausalLM": "mosaic_gpt.MosaicGPT"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mosaic_gpt", "auto_map": auto, "d_model": 2048}))
-    (tmp_path / "configuration_mosaic_gpt.py").write_text("raise SystemExit('run')")
+    auto = {"AutoConfig": "configuration_other_gpt.OtherConfig", "AutoModelForCausalLM": "other_gpt.OtherGPT"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "other_gpt", "auto_map": auto, "d_model": 2048}))
+    (tmp_path / "configuration_other_gpt.py").write_text("raise SystemExit('run')")
 
     told = (
-        f"{part}.weights {tmp_path}: expected a model that transformers knows, found mosaic_gpt: code that comes with weights is never run"
+        f"{part}.weights {tmp_path}: expected a model that transformers knows, found other_gpt: code that comes with weights is never run"
     )
     with pytest.raises(RequestError, match=re.escape(told)):
         language.shape(LanguageModel(weights=str(tmp_path))) if part == "language" else tower.config(VisionTower(weights=str(tmp_path)))

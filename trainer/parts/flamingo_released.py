@@ -22,8 +22,10 @@ class Released(NamedTuple):
 
 
 MODELS = {
-    # anas-awadalla/mpt-1b-redpajama-200b; it normalises queries and keys too, which transformers' MPT does not
-    "openflamingo-3b": Released({"model_type": "mpt", "d_model": 2048, "n_heads": 16, "n_layers": 24, "max_seq_len": 2048}, 1),
+    # anas-awadalla/mpt-1b-redpajama-200b, as MPT
+    "openflamingo-3b": Released(
+        {"model_type": "mpt", "d_model": 2048, "n_heads": 16, "n_layers": 24, "max_seq_len": 2048, "attn_config": {"qk_ln": True}}, 1
+    ),
     # togethercomputer/RedPajama-INCITE-Base-3B-v1
     "openflamingo-4b": Released(
         {

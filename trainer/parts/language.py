@@ -1,7 +1,7 @@
 """The causal language model, from a folder, a file, or new.
 
-A folder is one of transformers' own; or Qwen's, the first (read as Qwen2); or a LLaVA, original or of transformers, of which the
-language model is taken. A LLaMA may also be a GGUF file.
+A folder is one of transformers' own; or Qwen's, the first (read as Qwen2), or MosaicGPT (read as MPT); or a LLaVA, original or of
+transformers, of which the language model is taken. A LLaMA may also be a GGUF file.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from schemas import RequestError
+from trainer.parts import mpt
 from trainer.recipe import LanguageModel
 from trainer.weights import config as configs
-from trainer.weights import files, gguf, gguf_llama, llava_names, packaged, qwen1
+from trainer.weights import files, gguf, gguf_llama, llava_names, mosaic_gpt, packaged, qwen1
 
 
 def build(choice: LanguageModel, vocabulary: int) -> Any:
@@ -28,12 +28,14 @@ def build(choice: LanguageModel, vocabulary: int) -> Any:
         stored = configs.stored(choice.weights, "language")
         if qwen1.is_qwen1(stored):
             return _converted(choice, qwen1.as_config(stored), qwen1.to_qwen2)
+        if mosaic_gpt.is_mosaic_gpt(stored):
+            return _converted(choice, mosaic_gpt.as_config(stored), mosaic_gpt.to_mpt)
         if llava_names.is_llava(stored):
             return _converted(choice, llava_names.language_config(stored), llava_names.language_tensors)
     table = choice.config if choice.weights else {"vocab_size": vocabulary, **choice.config}
     config = configs.read(choice.weights, table, "language", "llama")
     try:
-        causal = transformers.AutoModelForCausalLM
+        causal = mpt.kind(config)
         return causal.from_config(config) if choice.weights is None else configs.from_folder(causal, choice.weights, config)
     except ValueError as error:
         raise RequestError(f"language: expected a causal language model, found {str(error).splitlines()[0]}") from error
@@ -47,6 +49,8 @@ def shape(choice: LanguageModel) -> Any:
     stored = configs.stored(place, "language")
     if qwen1.is_qwen1(stored):
         return qwen1.as_config(stored)
+    if mosaic_gpt.is_mosaic_gpt(stored):
+        return mosaic_gpt.as_config(stored)
     return llava_names.language_config(stored) if llava_names.is_llava(stored) else configs.read(place, choice.config, "language", "llama")
 
 
@@ -78,7 +82,7 @@ def positions(language: Any) -> int:
 
 
 def _converted(choice: LanguageModel, config: Any, convert: Any) -> Any:
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = mpt.kind(config).from_config(config)
     tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
     files.load(model, convert(files.read(choice.weights or "")), f"{choice.weights}", optional=tied)
     return model.to(torch.float32)
