@@ -163,6 +163,7 @@ def report(columns: Sequence[Reader], rows: Sequence[str], cells: Mapping[str, s
         "  record that is missing; then how many were served. **silent**: it ended as if all were well.",
         f"* **hung**: it was killed after {DEADLINE:.0f} s. A dash: the reader has no such thing. What is printed in bold did harm.",
         "* litdata and mosaicml-streaming have formats of their own: their files are cut and flipped at the corresponding places.",
+        "* A shard damaged as a whole counts with all its records: over shardweave's budget of 1 % here, so that the reading ends at once.",
         "",
         f"| fault | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",

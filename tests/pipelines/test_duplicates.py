@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -29,33 +27,17 @@ from schemas import Expression, Reject, Segment, record
 from shards import run
 from shards.executor import Local
 from shards.place import at
-from tests.pipelines.test_ingest import ENVIRONMENT, KILLER, adds_up, files, row
+from tests.pipelines import conversion
+from tests.pipelines.conversion import ENVIRONMENT, KILLER, MEMORY, adds_up, files, key, laid, manifest, pictured
 from tests.shards.records import everything, picture
 
 ROWS = 130  # 44 units of 3, the last of one
-
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def key(row: int) -> str:
-    return f"{row // 3:06d}-{row % 3:08d}"
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    """A folder in memory where there is one: a slow disk would be most of the time."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def upstream(ground: Path) -> Path:
     """LLaVA rows of a picture each, all different but for those that are named here."""
-    images = ground / "upstream/images"
-    images.mkdir(parents=True)
-    for n in range(ROWS):
-        (images / f"{n}.jpg").write_bytes(picture(24, 16, n))
-    rows: list[Any] = [row(n, f"{n}.jpg") for n in range(ROWS)]
+    rows, images = pictured(ground / "upstream", ROWS)
     shutil.copy(images / "1.jpg", images / "copy.jpg")
     rows[4] = {**rows[1], "id": "other", "image": "copy.jpg"}  # says what row 1 says, in another unit, from another file
     rows[5]["image"] = "copy.jpg"  # row 1's picture and another text
@@ -68,8 +50,7 @@ def upstream(ground: Path) -> Path:
     rows[70] = {"id": 70, "conversations": [{"from": "human", "value": "Who?"}]}
     rows[71] = {**rows[70], "id": 71}
     rows[100] = {**rows[4], "id": 100}
-    (ground / "upstream/rows.json").write_text(json.dumps(rows))
-    return ground / "upstream"
+    return laid(ground / "upstream", rows)
 
 
 def several(*names: str) -> dict[str, Any]:
@@ -77,17 +58,12 @@ def several(*names: str) -> dict[str, Any]:
 
 
 def arguments(upstream: Path, out: Path, *more: object) -> list[str]:
-    given = ["convert", "llava", "--annotations", upstream / "rows.json", "--images", upstream / "images", "--out", out]
-    return [str(one) for one in (*given, "--shard-bytes", "8KiB", "--max-reject-rate", 1, *more)]
+    return conversion.arguments(upstream, out, "--max-reject-rate", 1, *more)
 
 
 def rejects(place: Path) -> dict[int, tuple[str, str]]:
     """Reason and detail by row."""
     return {found["row"]: (found["reason"], found["detail"]) for found in pq.read_table(place / "rejects.parquet").to_pylist()}
-
-
-def manifest(place: Path) -> dict[str, Any]:
-    return json.loads((place / "manifest.json").read_bytes())
 
 
 SAME = f"expected another content than record {key(1)}, found the same"

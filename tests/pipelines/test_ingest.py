@@ -11,9 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 
 import shards
-from shards.check import check
-from tests.shards.records import picture
+from tests.pipelines.conversion import ENVIRONMENT, KILLER, adds_up, arguments, files, laid, pictured, row, until
 
-ROWS = 320
-# Compiling pandas and pyarrow anew in each of forty processes would be most of the time.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    """A folder in memory where there is one: what is tried here is the order of things, and a slow disk tries it less often."""
-    place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    yield place
-    shutil.rmtree(place)
+ROWS = 320  # 64 units of 5
 
 
 @pytest.fixture(scope="module")
 def upstream(ground: Path) -> Path:
     """LLaVA rows, a few of each kind of bad among them."""
-    images = ground / "upstream/images"
-    images.mkdir(parents=True)
-    for n in range(ROWS):
-        (images / f"{n}.jpg").write_bytes(picture(24, 16, n))
-    rows: list[Any] = [row(n, f"{n}.jpg") for n in range(ROWS)]
+    rows, images = pictured(ground / "upstream", ROWS)
     (images / "5.jpg").write_bytes(b"")
     (images / "50.jpg").write_text("<html>")
     rows[100]["image"], rows[200], rows[300]["conversations"] = "gone.jpg", {"id": 200}, []
     rows[310]["image"], rows[310]["conversations"][0]["value"] = ["1.jpg", "gone.jpg"], "<image> or <image>"
-    (ground / "upstream/rows.json").write_text(json.dumps(rows))
-    return ground / "upstream"
+    return laid(ground / "upstream", rows)
 
 
 REJECTED = {"image_empty": 1, "image_format": 1, "image_missing": 1, "no_turns": 2}
-
-
-def row(id: int, image: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"Picture {id}."}]
-    return {"id": id, "image": image, "conversations": turns}
-
-
-def arguments(upstream: Path, out: Path, *more: object) -> list[str]:
-    given = ["convert", "llava", "--annotations", upstream / "rows.json", "--images", upstream / "images", "--out", out]
-    return [str(one) for one in (*given, "--shard-bytes", "8KiB", *more)]
 
 
 def convert(upstream: Path, out: Path, *more: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -96,18 +68,6 @@ def struck(upstream: Path, out: Path, workers: int, strike: Strike, after: int =
     raise AssertionError("every run was through before it was struck")
 
 
-def files(place: Path) -> dict[str, bytes]:
-    """Every file of a place, hidden ones too."""
-    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def commits(place: Path) -> int:
     return len(list((place / "_units").glob("0*.json")))
 
@@ -124,16 +84,6 @@ def undisturbed(upstream: Path, ground: Path) -> Path:
     done = convert(upstream, ground / "undisturbed", "--workers", 1)
     assert done.returncode == 0, done.stderr
     return ground / "undisturbed"
-
-
-def adds_up(place: Path) -> None:
-    found = json.loads((place / "manifest.json").read_bytes())
-    totals = found["totals"]
-    assert totals["read"] == totals["written"] + totals["rejected"]
-    assert totals["written"] == sum(shard["records"] for shard in found["shards"]) == len(shards.open(place))
-    assert totals["rejected"] == sum(found["rejected"].values()) == pq.read_table(place / "rejects.parquet").num_rows
-    assert totals["images"] == sum(shard["images"] for shard in found["shards"])
-    assert check(place, deep=True).problems == []
 
 
 def test_every_row_is_a_record_or_a_reject(undisturbed: Path) -> None:
@@ -168,46 +118,6 @@ def test_a_finished_run_again_changes_nothing(upstream: Path, undisturbed: Path)
     assert done.returncode == 0
     assert "read 320 = written 315 + rejected 5" in done.stdout
     assert files(undisturbed) == before
-
-
-# Forked from a process that has everything imported, so that the kills land in the work.
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-from pipelines.__main__ import main
-import pipelines.llava, pipelines.ingest
-out, times, *arguments = sys.argv[1:]
-chance = random.Random(0)
-
-def conversion():
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 9
-        try:
-            status = main(arguments)
-        finally:
-            os._exit(status)
-    return child
-
-began = time.monotonic()
-_, status = os.waitpid(conversion(), 0)
-took, landed = time.monotonic() - began, 0
-assert status == 0
-os.rename(out, out + ".first")
-while landed < int(times):
-    child = conversion()
-    time.sleep(chance.uniform(0, took / 4))
-    os.killpg(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    landed += status == signal.SIGKILL
-    if (Path(out) / "manifest.json").exists():
-        print("whole", flush=True)
-        os.rename(out, f"{out}.{landed}")
-_, status = os.waitpid(conversion(), 0)
-assert status == 0, status
-"""
 
 
 def test_a_run_killed_at_20_moments_and_continued_gives_the_bytes_of_an_undisturbed_one(

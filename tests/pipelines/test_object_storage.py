@@ -24,7 +24,7 @@ from pipelines.__main__ import main as pipelines_main
 from shards.__main__ import main as shards_main
 from shards.place import at
 from tests.ceph import S3
-from tests.pipelines.test_ingest import ENVIRONMENT, row
+from tests.pipelines.conversion import ENVIRONMENT, row
 from tests.proxy import Proxy
 from tests.shards.records import picture
 

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +22,23 @@ from pipelines.shuffle import Order
 from shards.check import check
 from shards.place import at
 from tests.ceph import S3
-from tests.pipelines.test_ingest import ENVIRONMENT, KILLER, adds_up, files, row
+from tests.pipelines.conversion import ENVIRONMENT, KILLER, adds_up, arguments, files, key, laid, manifest, pictured
 from tests.pipelines.upstreams import made
-from tests.shards.records import picture
 
 ROWS = 150  # 50 units of 3
 SEED = 7
-
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
-def key(row: int) -> str:
-    return f"{row // 3:06d}-{row % 3:08d}"
-
-
-@pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
-    """A folder in memory where there is one: a slow disk would be most of the time."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def upstream(ground: Path) -> Path:
     """LLaVA rows, some bad, one with a bad picture of two, two alike."""
-    images = ground / "upstream/images"
-    images.mkdir(parents=True)
-    for n in range(ROWS):
-        (images / f"{n}.jpg").write_bytes(picture(24, 16, n))
-    rows: list[Any] = [row(n, f"{n}.jpg") for n in range(ROWS)]
+    rows, _ = pictured(ground / "upstream", ROWS)
     rows[20] = {"id": 20}
     rows[50]["image"] = "gone.jpg"
     rows[51]["image"] = "also-gone.jpg"
     rows[70] = {**rows[30], "id": 70}
     rows[90]["image"], rows[90]["conversations"][0]["value"] = ["90.jpg", "gone.jpg"], "<image> or <image>"
-    (ground / "upstream/rows.json").write_text(json.dumps(rows))
-    return ground / "upstream"
-
-
-def arguments(upstream: Path, out: object, *more: object) -> list[str]:
-    given = ["convert", "llava", "--annotations", upstream / "rows.json", "--images", upstream / "images", "--out", out]
-    return [str(one) for one in (*given, "--shard-bytes", "8KiB", *more)]
+    return laid(ground / "upstream", rows)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +55,6 @@ def shuffled(upstream: Path, ground: Path) -> Path:
 
 
 ORDER = Order(SEED, [3] * 50)
-
-
-def manifest(place: Path) -> dict[str, Any]:
-    return json.loads((place / "manifest.json").read_bytes())
 
 
 def ids(place: Path) -> list[int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.part import rewrite
-from tests.storm.table import Rows, report
+from tests.storm.table import Rows, harmed, killed
 from tests.storm.watch import ROOT, Child
 
 TRIALS = (
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--trials", default=",".join(dict.fromkeys(TRIALS)), help="only these")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--case", metavar="TRIAL:SEED", help="only this case, again")
-    parser.add_argument("--write", type=Path, help="keep the table in this file, below what else stands there")
+    parser.add_argument("--write", type=Path, help="keep the tables in this file, beside what else stands there")
     options = parser.parse_args()
     if options.case:
         name, _, seed = options.case.partition(":")
@@ -51,13 +51,18 @@ def main() -> int:
     rows, began = Rows(), time.monotonic()
     until = began + options.seconds if options.seconds else None
     wanted = [name for name in TRIALS if name in options.trials.split(",")]
-    harm(itertools.islice(cases(wanted, seed), options.mutations), rows, options.jobs, until)
+    parts: list[str] = []
+    if options.mutations:
+        harm(itertools.islice(cases(wanted, seed), options.mutations), rows, options.jobs, until)
+        parts.append(harmed(rows, seed, time.monotonic() - began))
     if options.kills:
+        began = time.monotonic()
         kill(options.kills, seed, rows, s3=True)
-    table = report(rows, seed, time.monotonic() - began)
-    print(table)
-    if options.write:
-        rewrite(options.write, table)
+        parts.append(killed(rows, seed, time.monotonic() - began))
+    for part in parts:
+        print(part)
+        if options.write:
+            rewrite(options.write, part)
     return int(bool(rows.wrong))
 
 
@@ -89,7 +94,8 @@ def harm(wanted: Iterator[tuple[str, int]], rows: Rows, jobs: int, until: float 
 
 def kill(kills: int, seed: int, rows: Rows, *, s3: bool) -> None:
     """Kill so often, in a process of its own: it forks, which a process with threads should not."""
-    given = [sys.executable, "-m", "tests.storm.kills", "--kills", str(kills), "--seed", str(seed), *(["--s3"] if s3 else [])]
+    module = "from tests.storm.kills import main; main()"  # with -m, every worker of every run would import all of it anew
+    given = [sys.executable, "-c", module, "--kills", str(kills), "--seed", str(seed), *(["--s3"] if s3 else [])]
     with subprocess.Popen(given, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -97,6 +103,7 @@ def kill(kills: int, seed: int, rows: Rows, *, s3: bool) -> None:
             rows.struck(found)
     if process.returncode:
         rows.wrong.append(f"kills: exit status {process.returncode}")
+        print(rows.wrong[-1], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

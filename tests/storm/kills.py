@@ -1,8 +1,8 @@
 """Kills: kill -9 of any process at random moments, the same command again until it is done, and then the sums.
 
-A victim is a command with what it works on. It is killed again and again, wherever it happens to be; whenever it comes to its end, its
-result is compared with that of a run that nobody disturbed, and it begins anew. Runs are forked from this process, which has everything
-imported, so that kills land in the work; those with worker processes start these as always.
+A victim is a command with what it works on. It is killed again and again, wherever it happens to be, some times in a row at most;
+whenever it comes to its end, its result is compared with that of a run that nobody disturbed, and it begins anew. Runs are forked from
+this process, which has everything imported, so that kills land in the work; those with worker processes start these as always.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from tests.shards.records import picture, several
 ROWS = 200
 FILE = "file "  # before the name of what is a file and no record
 DEADLINE = 120.0  # seconds of a run
+IN_A_ROW = 6  # kills; then it may come to its end
 
 
 class Struck(NamedTuple):
@@ -84,21 +85,21 @@ def struck(victim: Victim, kills: int, chance: random.Random) -> Struck:
     assert _ended(_forked(victim)) == 0, (victim.root / "stderr").read_text()
     took = max(0.02, time.monotonic() - began)
     expected = victim.result()
-    landed, finished, wrong = 0, 0, []
+    landed, row, finished, wrong = 0, 0, 0, []
     sums: Counter[str] = Counter()
-    while landed < kills or not finished:
-        child, strike = _forked(victim), landed < kills
+    while landed < kills or row or not finished:
+        child, strike = _forked(victim), landed < kills and row < IN_A_ROW
         if strike:
             time.sleep(chance.uniform(0, took * chance.choice((0.1, 0.5, 1.0))))
             _kill(child, victim.whom(child, chance))
         status, said = _ended(child), (victim.root / "stderr").read_text()
         if strike and (status == -signal.SIGKILL or (status == 2 and "a worker died" in said)):
-            landed += 1
+            landed, row = landed + 1, row + 1
             continue
         if status != 0:
             wrong.append(f"exit status {status} behind {landed} kills: {said[-1000:]}")
             break
-        finished += 1
+        finished, row = finished + 1, 0
         sums += _compared(expected, victim.result(), wrong)
     records = finished * sum(not name.startswith(FILE) for name, _ in expected)
     return Struck(victim.row, landed, finished, records, sums["lost"], sums["doubled"], sums["altered"], wrong)
@@ -321,7 +322,10 @@ def storm(kills: int, seed: int, root: Path, bucket: str | None) -> Iterator[Str
         number = max(1, round(left * share / parts))
         left, parts = left - number, parts - share
         victim = Uploading(root / name, bucket) if name == "upload" and bucket else makers[name](root / name)
-        yield struck(victim, number, random.Random(f"{seed} {name}"))
+        try:
+            yield struck(victim, number, random.Random(f"{seed} {name}"))
+        except (TimeoutError, AssertionError) as error:
+            yield Struck(victim.row, 0, 0, 0, 0, 0, 0, [f"{type(error).__name__}: {error}"])
 
 
 def main() -> None:
@@ -335,7 +339,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         bucket = None
-        if options.s3 and not ceph.missing():
+        if options.s3 and (why := ceph.missing()):
+            print(f"kills: no uploads, {why}", file=sys.stderr)
+        elif options.s3:
             service = stack.enter_context(ceph.running())
             os.environ |= service.environment
             bucket = service.bucket()

@@ -52,7 +52,7 @@ class Rows:
 
 HEAD = """# Storm
 
-`make storm`: {cases:,} harmed files and {kills} kills (seed {seed}, {seconds:.0f} s, Python {python}). A case harms one file of a small
+`make storm`: {cases:,} harmed files (seed {seed}, {seconds:.0f} s, Python {python}). A case harms one file of a small
 whole input or place at random, gives it to the real commands (`pipelines check`, `convert`, `shards check --deep`, `show`, `stats`,
 `stream`, `sidecars`, `view --export`, `index`) and to the Python reader, and adds up what came of it by other code.
 
@@ -63,8 +63,10 @@ whole input or place at random, gives it to the real commands (`pipelines check`
 
 | what was harmed | cases | refused | rejects | unharmed | taken | tracebacks | hangs | crashes | lost | otherwise wrong | peak |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
-KILLED = """
-Killed at random moments, then the same command again until it is done; its result is compared, byte by byte, with an undisturbed run's.
+KILLED = """# Storm: kills
+
+`make storm`: {kills} kills (seed {seed}, {seconds:.0f} s, Python {python}). Killed at random moments, then the same command again until it
+is done; its result is compared, byte by byte, with an undisturbed run's.
 
 | what was killed | kills | results compared | records in them | lost | doubled | altered |
 |---|---|---|---|---|---|---|"""
@@ -72,18 +74,21 @@ VERDICTS = ("refused", "rejects", "unharmed", "taken")
 COUNTED = ("tracebacks", "hangs", "crashes", "lost", "otherwise wrong")
 
 
-def report(rows: Rows, seed: int, seconds: float) -> str:
-    """The part of FAULTS.md."""
-    kills = sum(row["kills"] for row in rows.killed)
-    lines = [HEAD.format(cases=rows.cases, kills=kills, seed=seed, seconds=seconds, python=platform.python_version())]
+def harmed(rows: Rows, seed: int, seconds: float) -> str:
+    """The part of FAULTS.md on files that were harmed."""
+    lines = [HEAD.format(cases=rows.cases, seed=seed, seconds=seconds, python=platform.python_version())]
     lines += [_line(name, row) for name, row in sorted(rows.harmed.items())]
-    lines.append(_line("**all**", _sum(rows)))
-    if rows.killed:
-        lines.append(KILLED)
-        columns = ("kills", "finished", "records", "lost", "doubled", "altered")
-        lines += [f"| {row['row']} | {' | '.join(f'{row[name]:,}' for name in columns)} |" for row in rows.killed]
-        lines.append(f"| **all** | {' | '.join(f'{sum(row[name] for row in rows.killed):,}' for name in columns)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, _line("**all**", _sum(rows)), ""])
+
+
+def killed(rows: Rows, seed: int, seconds: float) -> str:
+    """The part of FAULTS.md on commands that were killed."""
+    kills = sum(row["kills"] for row in rows.killed)
+    lines = [KILLED.format(kills=kills, seed=seed, seconds=seconds, python=platform.python_version())]
+    columns = ("kills", "finished", "records", "lost", "doubled", "altered")
+    lines += [f"| {row['row']} | {' | '.join(f'{row[name]:,}' for name in columns)} |" for row in rows.killed]
+    total = " | ".join(f"{sum(row[name] for row in rows.killed):,}" for name in columns)
+    return "\n".join([*lines, f"| **all** | {total} |", ""])
 
 
 def _line(name: str, row: Row) -> str:

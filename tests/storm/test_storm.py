@@ -13,7 +13,7 @@ import pytest
 from tests.bench.part import rewrite
 from tests.storm.__main__ import TRIALS, cases, harm, kill
 from tests.storm.mutate import BLIND, BY_SUFFIX, mutated
-from tests.storm.table import Rows, report
+from tests.storm.table import Rows, harmed, killed
 
 CASES, KILLS = 10, 8  # of each seed
 
@@ -64,14 +64,12 @@ def test_a_part_of_a_page_is_rewritten_and_the_others_stay(tmp_path: Path) -> No
     assert page.read_text() == "# Faults\n\nnew\n\n## Details\n\n# Storm\n\ntwo\n"
 
 
-def test_the_table_adds_up() -> None:
+def test_the_tables_add_up() -> None:
     rows = Rows()
     for verdict, wrong in (("refused", []), ("rejects", ["lost: 3 of 4"]), ("died", ["hang: no answer"])):
         rows.add("llava:1", {"row": "llava: annotations", "verdict": verdict, "wrong": wrong, "peak": 5_000_000})
     rows.struck({"row": "shards index", "kills": 3, "finished": 1, "records": 20, "lost": 0, "doubled": 0, "altered": 0, "wrong": []})
 
-    table = report(rows, 7, 12.0)
-
-    assert "| llava: annotations | 3 | 1 | 1 | 0 | 0 | 0 | 1 | 0 | 1 | 0 | 5 |" in table
-    assert "| **all** | 3 | 1 | 20 | 0 | 0 | 0 |" in table
+    assert "| llava: annotations | 3 | 1 | 1 | 0 | 0 | 0 | 1 | 0 | 1 | 0 | 5 |" in harmed(rows, 7, 12.0)
+    assert "| **all** | 3 | 1 | 20 | 0 | 0 | 0 |" in killed(rows, 7, 12.0)
     assert len(rows.wrong) == 2

@@ -20,6 +20,7 @@ from tests.pipelines.upstreams import made
 from tests.shards.foreign_tars import img2dataset
 from tests.shards.records import picture, several
 from tests.storm.trials import files, some_rows
+from tests.storm.watch import Child, Ran
 
 import shards  # isort: skip
 
@@ -32,40 +33,40 @@ def command(module: str, *arguments: object, **options: Any) -> subprocess.Compl
     return subprocess.run(given, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, **options)
 
 
-def line(done: subprocess.CompletedProcess[str]) -> str:
+def line(ran: Ran) -> str:
     """The one line with which it was refused, exit status 2."""
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-    return done.stderr.strip()
+    assert (ran.status, ran.out, len(ran.err.splitlines())) == (2, "", 1), ran.err
+    return ran.err.strip()
 
 
-def test_a_disk_that_is_full_while_tars_are_indexed_is_one_line_and_the_next_run_goes_on(mounted: Path, ground: Path) -> None:
+def test_a_disk_that_is_full_while_tars_are_indexed_is_one_line_and_the_next_run_goes_on(child: Child, mounted: Path, ground: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
     place = img2dataset(mounted / "tars", [20, 20])
     once = shutil.copytree(place, ground / "once")
     free = os.statvfs(mounted)
     (mounted / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - 12_000))
 
-    told = line(command("shards", "index", place, "--workers", 1))
+    told = line(child.run("shards", "index", place, "--workers", 1))
     assert "No space left on device" in told
     assert str(place) in told
     assert not (place / "manifest.json").exists()
 
     (mounted / "filler").unlink()
-    assert command("shards", "index", place, "--workers", 1).returncode == 0
-    assert command("shards", "index", once, "--workers", 1).returncode == 0
+    assert child.run("shards", "index", place, "--workers", 1).status == 0
+    assert child.run("shards", "index", once, "--workers", 1).status == 0
     assert files(place) == files(once)
 
 
-def test_a_disk_that_is_full_while_sidecars_are_written_is_one_line(mounted: Path) -> None:
+def test_a_disk_that_is_full_while_sidecars_are_written_is_one_line(child: Child, mounted: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
     shards.write(mounted / "place", several(20))
     free = os.statvfs(mounted)
     (mounted / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize))
 
-    assert "No space left on device" in line(command("shards", "sidecars", mounted / "place", "--for", "energon,wids,dali"))
+    assert "No space left on device" in line(child.run("shards", "sidecars", mounted / "place", "--for", "energon,wids,dali"))
 
 
-def test_a_folder_that_may_not_be_written_to_is_one_line_and_may_be_read(mounted: Path) -> None:
+def test_a_folder_that_may_not_be_written_to_is_one_line_and_may_be_read(child: Child, mounted: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=8m", mounted], check=True)
     flags = some_rows(mounted / "in")
     shards.write(mounted / "place", several(5))
@@ -79,18 +80,18 @@ def test_a_folder_that_may_not_be_written_to_is_one_line_and_may_be_read(mounted
         ("shards", ["view", mounted / "place", "--export", mounted / "report.html"]),
     ]
     for module, given in commands:
-        told = line(command(module, *given))
+        told = line(child.run(module, *given))
         assert "Read-only file system" in told, told
         assert str(mounted) in told
-    assert command("pipelines", "check", *flags).returncode in (0, 1)
-    assert command("shards", "check", mounted / "place", "--deep").returncode == 0
-    assert command("shards", "stats", mounted / "place").returncode == 0
+    assert child.run("pipelines", "check", *flags).status in (0, 1)
+    assert child.run("shards", "check", mounted / "place", "--deep").status == 0
+    assert child.run("shards", "stats", mounted / "place").status == 0
 
 
-def test_of_two_indexings_at_once_one_waits_or_is_told_and_they_leave_what_one_leaves(ground: Path) -> None:
+def test_of_two_indexings_at_once_one_waits_or_is_told_and_they_leave_what_one_leaves(child: Child, ground: Path) -> None:
     place = img2dataset(ground / "place", [20] * 6)
     once = shutil.copytree(place, ground / "once")
-    assert command("shards", "index", once, "--workers", 1).returncode == 0
+    assert child.run("shards", "index", once, "--workers", 1).status == 0
     given = [sys.executable, "-m", "shards", "index", str(place), "--workers", "1"]
     for _ in range(2):
         both = [subprocess.Popen(given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
@@ -98,7 +99,7 @@ def test_of_two_indexings_at_once_one_waits_or_is_told_and_they_leave_what_one_l
             _, said = one.communicate(timeout=120)
             assert one.returncode == 0 or (one.returncode == 2 and "expected a free place, found another writer at work" in said), said
             assert len(said.splitlines()) <= 1, said
-    assert command("shards", "index", place, "--workers", 1).returncode == 0
+    assert child.run("shards", "index", place, "--workers", 1).status == 0
     assert files(place) == files(once)
 
 
@@ -110,7 +111,7 @@ def little() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_too_little_memory_is_one_line_and_the_same_command_goes_on_with_more(workers: int, ground: Path) -> None:
+def test_too_little_memory_is_one_line_and_the_same_command_goes_on_with_more(workers: int, child: Child, ground: Path) -> None:
     from tests.storm.test_hostile import png
 
     _, flags = made("llava", ground / "in")
@@ -127,8 +128,8 @@ def test_too_little_memory_is_one_line_and_the_same_command_goes_on_with_more(wo
         assert "memory" in told
         assert "the same command goes on" in told
         assert all("cannot allocate memory" in one for one in said), done.stderr  # the C library's own last words in a worker
-    assert command("pipelines", *given, "--out", ground / "out").returncode == 0
-    assert command("pipelines", *given, "--out", ground / "undisturbed").returncode == 0
+    assert child.run("pipelines", *given, "--out", ground / "out").status == 0
+    assert child.run("pipelines", *given, "--out", ground / "undisturbed").status == 0
     assert files(ground / "out") == files(ground / "undisturbed")  # a picture is no reject because there was too little memory
 
 
@@ -147,7 +148,9 @@ def narrow() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_worker_that_the_kernel_kills_for_its_memory_is_one_line_and_the_same_command_goes_on(narrow: Path, ground: Path) -> None:
+def test_a_worker_that_the_kernel_kills_for_its_memory_is_one_line_and_the_same_command_goes_on(
+    child: Child, narrow: Path, ground: Path
+) -> None:
     from tests.storm.test_hostile import png
 
     (ground / "images").mkdir()
@@ -167,7 +170,7 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_is_one_line_and_the_same_
     assert (running.returncode, said[0], len(said[1].splitlines())) == (2, "", 1), said
     assert "a worker died (killed, or out of memory); what is done is kept, the same command goes on" in said[1]
 
-    assert command("pipelines", *given[3:]).returncode == 0
+    assert child.run("pipelines", *given[3:]).status == 0
     assert json.loads((ground / "out/manifest.json").read_bytes())["totals"]["written"] == 100
 
 
