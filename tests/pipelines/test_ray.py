@@ -35,8 +35,8 @@ from shards.manifest import Manifest
 from shards.place import at
 from shards.stats import stats
 from tests.ceph import S3
-from tests.pipelines.slow import Slow
 from tests.pipelines.conversion import ENVIRONMENT, files, row, until
+from tests.pipelines.slow import Slow
 from tests.pipelines.test_object_storage import objects
 from tests.shards import foreign_tars
 from tests.shards.labour import kill, kill_shared, refuse, work
