@@ -37,7 +37,7 @@ class Tensorboard:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """A scalar each, in one event: `add_scalar` would make an event of each, at a tenth of a millisecond."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined] # protobuf makes it
 
         values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
         self.writer.file_writer.add_summary(Summary(value=values), step)
