@@ -162,19 +162,19 @@ class Told:
     """What every rank told every rank about its part of a step: numbers by name, and by name and source."""
 
     def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: torch.Tensor) -> None:
-        self._column = {name: numbers_RN[:, at] for at, name in enumerate(names)}
+        self._column: dict[tuple[str, str], list[float]] = dict(zip(names, numbers_RN.T.tolist(), strict=True))
 
     def sum(self, what: str, source: str = "") -> float:
         """Over the ranks."""
-        return float(self._column[what, source].sum())
+        return sum(self._column[what, source])
 
     def each(self, what: str, source: str = "") -> list[float]:
         """Of every rank."""
-        return self._column[what, source].tolist()
+        return self._column[what, source]
 
     def most(self, what: str) -> float:
         """Of any rank."""
-        return float(self._column[what, ""].max())
+        return max(self._column[what, ""])
 
 
 def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, asked: Stop | None = None) -> Told:
