@@ -16,7 +16,7 @@ demo-s3: $(READY)
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads
 	$(BIN)/python -m pytest
 
 bench: $(READY)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from schemas import RequestError
 from trainer.engines import tensor_files
@@ -51,7 +52,7 @@ class RunFolder:
         """Write one step down, and show the numbers of some on the boards: a point there takes half a millisecond."""
         if not self.writes:
             return
-        self._lines.write(json.dumps(line) + "\n")
+        self._lines.write(msgspec.json.encode(line).decode() + "\n")
         self._lines.flush()
         step = line["step"]
         if step % self.recipe.log.every == 0 or step + 1 == self.recipe.steps or "held_out" in line:

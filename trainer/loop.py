@@ -14,8 +14,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from trainer.run import checkpoint, schedule, weighting
 from trainer.run.stop import Stop
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Run:
 
     position: Position
     skipped: int = 0
-    bad: Counter[str] | None = None  # records, by source, over all ranks
+    bad: Counter[str] = field(default_factory=Counter)  # records, by source, over all ranks
     loss: float = math.nan  # the last
     tried: bool = False  # whether a checkpoint can be written and read
     stopped: bool = False
@@ -83,7 +84,7 @@ def train(assembly: Assembly, folder: RunFolder) -> dict[str, Any]:
 
 
 def _result(run: Run, folder: RunFolder, began: float) -> dict[str, Any]:
-    counts = {"steps": folder.recipe.steps, "skipped_updates": run.skipped, "bad_records": dict(run.bad or {})}
+    counts = {"steps": folder.recipe.steps, "skipped_updates": run.skipped, "bad_records": dict(run.bad)}
     seconds = round(time.monotonic() - began, 3)
     return {"out": str(folder.path), **counts, "loss": run.loss if math.isfinite(run.loss) else None, "seconds": seconds}
 
@@ -108,7 +109,7 @@ def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
     here = -1 if folder.checkpoint is None else checkpoint.read(folder.checkpoint).step
     step = int(engine.gather([here])[0, 0])  # as rank 0 sees it
     if step < 0:
-        return Run(assembly.mixture.start(), bad=Counter())
+        return Run(assembly.mixture.start())
     path = folder.path / checkpoint.FOLDER / checkpoint.name(step)
     state = checkpoint.read(path)
     position, notes = assembly.mixture.resumed(state.mixture)
@@ -131,7 +132,7 @@ def _make(step: Step[list[MicroBatch]], assembly: Assembly, engine: Engine, run:
     norm = None if losses.total is None else engine.update(factor)
     run.position, run.skipped = step.position, run.skipped + (norm is None)
     run.loss = run.loss if losses.total is None else losses.total
-    run.bad = (run.bad or Counter()) + Counter({name: int(told.sum("bad", name)) for name in assembly.mixture.names})
+    run.bad.update({name: int(bad) for name in assembly.mixture.names if (bad := told.sum("bad", name))})
     seconds = time.monotonic() - began + step.seconds_waiting
     made = {"lr": recipe.optimizer.lr * factor, "grad_norm": norm, "updated": norm is not None, "seconds": seconds}
     folder.step(_line(step, losses, told, assembly, run) | made | assembly.measured(engine, step.number + 1))
@@ -161,7 +162,8 @@ def _seed(seed: int) -> None:
 class Told:
     """What every rank told every rank about its part of a step: numbers by name, and by name and source."""
 
-    def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: torch.Tensor) -> None:
+    def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: torch.Tensor, counts: list[list[list[int]]]) -> None:
+        self.counts = counts  # of this rank's micro-batches, their rows, and the terms
         self._column: dict[tuple[str, str], list[float]] = dict(zip(names, numbers_RN.T.tolist(), strict=True))
 
     def sum(self, what: str, source: str = "") -> float:
@@ -179,10 +181,7 @@ class Told:
 
 def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, asked: Stop | None = None) -> Told:
     """One exchange before the first backward: it settles the number of calls and what a token counts."""
-    supervised: Counter[tuple[str, str]] = Counter()
-    for micro in step.made:
-        for source, counts_L in zip(micro.sources, engine.model.counts(micro.batch).tolist(), strict=True):
-            supervised.update({(term, source): count for term, count in zip(engine.model.terms, counts_L, strict=True)})
+    counts_BL = [engine.model.counts(micro.batch).tolist() for micro in step.made]
     mine: dict[tuple[str, str], float] = {
         ("calls", ""): len(step.made),
         ("digest", ""): step.digest,
@@ -192,10 +191,19 @@ def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, ask
         ("seconds_waiting", ""): step.seconds_waiting,
     }
     for source in recipe.sources:
-        mine |= {(term, source.name): supervised[term, source.name] for term in engine.model.terms}
+        mine |= {(term, source.name): 0 for term in engine.model.terms}
         counts = step.counts.get(source.name)
         mine |= {(what, source.name): float(getattr(counts, what, 0)) for what in COUNTS}
-    return Told(list(mine), engine.gather(list(mine.values())))
+    for source, counts_L in _by_row(step.made, counts_BL):
+        for term, count in zip(engine.model.terms, counts_L, strict=True):
+            mine[term, source] += count
+    return Told(list(mine), engine.gather(list(mine.values())), counts_BL)
+
+
+def _by_row(made: Sequence[MicroBatch], numbers: Sequence[list[T]]) -> Iterator[tuple[str, T]]:
+    """The rows' sources, each with what there is of it."""
+    for micro, rows in zip(made, numbers, strict=True):
+        yield from zip(micro.sources, rows, strict=True)
 
 
 COUNTS = ("served", "left_out", "bad", "seconds_waiting", "bytes_read", "cache_hits", "cache_misses")  # of trainer.data.loader.Counts
@@ -207,28 +215,41 @@ def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: T
     counts = {(name, term): int(told.sum(term, name)) for name in names for term in terms}
     if not sum(counts.values()):
         return Losses(total=None, by_source={}, tokens=0)
-    weights, calls = _weights(engine, recipe, made, told), int(told.most("calls"))
-    sums_SL = torch.zeros(len(names) + 1, len(terms), dtype=torch.float64, device=recipe.device)  # the last: of all, as they count
+    weights, calls = _weights(recipe, made, told, terms), int(told.most("calls"))
+    sums: list[torch.Tensor] = []
     for number in range(calls):
         mine = number < len(made)
-        micro, weights_BL = (made[number], weights[number]) if mine else (batches.blank(), torch.zeros(1, len(terms)))
+        micro, weights_BL = (made[number], torch.tensor(weights[number])) if mine else (batches.blank(), torch.zeros(1, len(terms)))
         with _fits(micro, recipe):
-            sums_BL = engine.accumulate(micro.batch, weights_BL, last=number == calls - 1).double()
+            sums_BL = engine.accumulate(micro.batch, weights_BL, last=number == calls - 1)
         if mine:
-            rows = torch.tensor([names.index(source) for source in micro.sources], device=recipe.device)
-            sums_SL.index_add_(0, rows, sums_BL)
-            sums_SL[-1] += (weights_BL.to(sums_BL) * sums_BL).sum(0)
-    return _losses(engine.gather(sums_SL.flatten().tolist()).sum(0).tolist(), counts, terms)
+            sums.append(sums_BL)
+    return _losses(engine.gather(_summed(made, weights, sums, counts)).sum(0).tolist(), counts, terms)
 
 
-def _weights(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: Told) -> list[torch.Tensor]:
-    """What each row of each micro-batch counts in each term, (B, L)."""
-    counts = [engine.model.counts(micro.batch) for micro in made]
+def _weights(recipe: Recipe, made: Sequence[MicroBatch], told: Told, terms: Sequence[str]) -> list[list[tuple[float, ...]]]:
+    """What each row of each micro-batch counts in each term."""
     by_term = []
-    for at, term in enumerate(engine.model.terms):
+    for at, term in enumerate(terms):
         of_all = {source.name: told.each(term, source.name) for source in recipe.sources}
-        by_term.append(weighting.weights(recipe, made, [counts_BL[:, at] for counts_BL in counts], of_all))
-    return [torch.stack(columns, 1) for columns in zip(*by_term, strict=True)]
+        by_term.append(weighting.weights(recipe, made, [[row[at] for row in rows] for rows in told.counts], of_all))
+    return [list(zip(*rows, strict=True)) for rows in zip(*by_term, strict=True)]
+
+
+def _summed(
+    made: Sequence[MicroBatch],
+    weights: Sequence[list[tuple[float, ...]]],
+    sums: Sequence[torch.Tensor],
+    counts: Mapping[tuple[str, str], int],
+) -> list[float]:
+    """This rank's part: of each source and term in the order of `counts`, then of each term as it counts. The GPU is waited for here."""
+    names = list(dict.fromkeys(name for name, _ in counts))
+    found = {name: [0.0] * (len(counts) // len(names)) for name in [*names, ""]}
+    rows = zip(_by_row(made, [sums_BL.tolist() for sums_BL in sums]), _by_row(made, weights), strict=True)
+    for (source, sums_L), (_, weights_L) in rows:
+        found[source] = [old + new for old, new in zip(found[source], sums_L, strict=True)]
+        found[""] = [old + weight * new for old, weight, new in zip(found[""], weights_L, sums_L, strict=True)]
+    return [number for of_one in found.values() for number in of_one]
 
 
 @contextlib.contextmanager
@@ -258,7 +279,7 @@ def _losses(sums: Sequence[float], counts: Mapping[tuple[str, str], int], terms:
 
 def _line(step: Step[Any], losses: Losses, told: Told, assembly: Assembly, run: Run) -> dict[str, Any]:
     names = assembly.mixture.names
-    served = {name: run.position.draws[name] - (run.bad or Counter())[name] for name in names}
+    served = {name: run.position.draws[name] - run.bad[name] for name in names}
     by_source = {f"{what}_by_source": {name: told.sum(what, name) for name in names} for what in COUNTS}
     return {
         "step": step.number,

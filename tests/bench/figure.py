@@ -11,7 +11,8 @@ from statistics import median
 class Figure:
     """Rounds of ours and of the peer, in `unit`. The ratio is ours / peer, of medians; at most `target` if `below`, else at least.
 
-    target: None: told for itself. others: what further peers did.
+    target: None: told for itself. others: what further peers did. in_turns: each round of ours was made beside the peer's of the same
+    number, on a machine that is not as fast in every second: the ratio is the median of the rounds' ratios.
     """
 
     what: str
@@ -22,10 +23,13 @@ class Figure:
     target: float | None
     below: bool = False
     others: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    in_turns: bool = False
 
     @property
     def ratio(self) -> float:
         """Ours over the peer's."""
+        if self.in_turns:
+            return median(ours / peer for ours, peer in zip(self.ours, self.peer, strict=True))
         return median(self.ours) / max(median(self.peer), 1e-12)
 
     @property

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,7 +118,7 @@ def test_text_sees_the_picture_just_before_it_and_none_before_the_first(tiny: Ti
         with torch.no_grad():
             made.language.eval()
             resampled = made.resampled(shown)
-            moved = made.resampled(Batch(**{**vars(shown), "pixels_NCHW": other}))
+            moved = made.resampled(replace(shown, pixels_NCHW=other))
             seen = (shown.ids_BT == IMAGE).cumsum(1)
             attention = made.layers()[0].gated_cross_attn_layer.attn  # type: ignore[union-attr]
             hidden = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2))

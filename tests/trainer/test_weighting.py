@@ -29,7 +29,7 @@ def micro(*rows: tuple[str, int]) -> MicroBatch:
 
 
 def counted(recipe: Recipe, made: Sequence[MicroBatch], tokens: dict[str, list[float]]) -> list[list[float]]:
-    return [row.tolist() for row in weights(recipe, made, [micro.batch.counts_B for micro in made], tokens)]
+    return weights(recipe, made, [micro.batch.counts_B.tolist() for micro in made], tokens)
 
 
 # Two micro-batches of a, with 4 and 2 tokens, and one of b with 5; the other rank has 6 of a and none of b.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class Batch:
     pixels_NCHW: torch.Tensor | None  # float32, in row order, then reading order; None: no picture in any row
     pictures: tuple[int, ...]  # of each row
 
-    @property
+    @cached_property
     def counts_B(self) -> torch.Tensor:
         """int64: the supervised tokens of each row; the first position that reaches the model has nothing before it."""
         supervised_BT = (self.labels_BT != IGNORE) & self.mask_BT
@@ -45,7 +46,9 @@ class Batch:
         return replace(self, pixels_NCHW=pixels_NCHW, **tensors)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on this device."""
+        """The batch on this device: itself where it is there."""
+        if self.ids_BT.device == torch.device(device):
+            return self
         pixels_NCHW = None if self.pixels_NCHW is None else self.pixels_NCHW.to(device)
         ids_BT, labels_BT, mask_BT = (tensor.to(device) for tensor in (self.ids_BT, self.labels_BT, self.mask_BT))
         return Batch(ids_BT=ids_BT, labels_BT=labels_BT, mask_BT=mask_BT, pixels_NCHW=pixels_NCHW, pictures=self.pictures)
@@ -66,7 +69,9 @@ def collate(examples: Sequence[Example]) -> Batch:
     pixels = [picture for example in examples for picture in example.pixels]
     pixels_NCHW = torch.from_numpy(np.stack(pixels)) if pixels else None
     counts = tuple(len(example.pixels) for example in examples)
-    return Batch(ids_BT=ids_BT, labels_BT=labels_BT, mask_BT=mask_BT, pixels_NCHW=pixels_NCHW, pictures=counts)
+    made = Batch(ids_BT=ids_BT, labels_BT=labels_BT, mask_BT=mask_BT, pixels_NCHW=pixels_NCHW, pictures=counts)
+    _ = made.counts_B  # while others train
+    return made
 
 
 class MicroBatch(NamedTuple):

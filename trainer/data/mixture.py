@@ -100,6 +100,7 @@ class Mixture:
         self._by_name = {source.name: source for source in sources}
         self._groups = _grouped(self.sources, draw, dict(groups or {}), seed)
         self._group_of_step = Rotation([group.weight for group in self._groups], _GOLDEN, splitmix.key(seed, "groups"))
+        self._asked = self._shares()
         self._block: tuple[Any, list[dict[str, np.ndarray]]] = (None, [])  # under `mixed`: the last block planned
 
     def start(self) -> Position:
@@ -142,6 +143,9 @@ class Mixture:
 
     def asked(self) -> dict[str, float]:
         """The share of all draws that each source is meant to have."""
+        return dict(self._asked)
+
+    def _shares(self) -> dict[str, float]:
         rates = {member.name: rate for group in self._groups for member, rate in self._rates(group)}
         return {name: float(rates[name] / sum(rates.values())) for name in self.names}
 

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -68,7 +69,8 @@ class LoaderProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = _begun([theirs.fileno(), *(slot.file for slot in self._slots)])
-        self._connection = Connection(ours.detach())
+        self._connection, self._coming = Connection(ours.detach()), select.poll()
+        self._coming.register(self._connection, select.POLLIN)
         self._tell(request)
 
     def __enter__(self) -> LoaderProcess:
@@ -108,7 +110,7 @@ class LoaderProcess:
 
     def _tell(self, what: Any) -> None:
         with contextlib.suppress(OSError):  # it has died: told when it is asked for a step
-            self._connection.send(what)
+            self._connection.send_bytes(pickle.dumps(what))
 
     def _received(self) -> Step[list[MicroBatch]]:
         until = time.monotonic() + self._timeout + START
@@ -124,8 +126,8 @@ class LoaderProcess:
 
     def _answer(self, until: float) -> Any:
         try:
-            if self._connection.poll(max(0.0, until - time.monotonic())):
-                return self._connection.recv()
+            if self._coming.poll(1000 * max(0.0, until - time.monotonic())):
+                return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own process wrote it
         except (EOFError, OSError):
             found = f"that the process which reads has died (status {self._process.wait(GRACE)}): killed, or out of memory"
             raise StalledError(f"loader: expected a step, found {found}") from None
@@ -200,12 +202,12 @@ class _Trainer(logging.Handler):
 
     def received(self) -> Any:
         """What it says next. Raises EOFError where it is gone."""
-        return self._connection.recv()
+        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own process wrote it
 
     def tell(self, kind: str, *what: Any) -> None:
         """From any thread."""
         with self._sending:
-            self._connection.send((kind, *what))
+            self._connection.send_bytes(pickle.dumps((kind, *what)))
 
     def hand(self, step: Step[Any]) -> None:
         """Into the next slot that it has given back."""

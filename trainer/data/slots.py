@@ -79,4 +79,10 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         """torch's own way copies a tensor into the pickle."""
-        return (torch.from_numpy, (obj.numpy(),)) if isinstance(obj, torch.Tensor) else NotImplemented
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        return _tensor, (pickle.PickleBuffer(obj.contiguous().numpy().data), obj.dtype, tuple(obj.shape))
+
+
+def _tensor(memory: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.frombuffer(memory, dtype=dtype).view(shape) if len(memory) else torch.empty(shape, dtype=dtype)

@@ -13,18 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from trainer.data.batch import MicroBatch
 from trainer.recipe import Recipe
 
 
 def weights(
-    recipe: Recipe, made: Sequence[MicroBatch], counts: Sequence[torch.Tensor], tokens: Mapping[str, Sequence[float]]
-) -> list[torch.Tensor]:
-    """Of each of this rank's micro-batches: float (B,), 0 where there is nothing to divide by.
+    recipe: Recipe, made: Sequence[MicroBatch], counts: Sequence[Sequence[int]], tokens: Mapping[str, Sequence[float]]
+) -> list[list[float]]:
+    """Of each row of each of this rank's micro-batches; 0 where there is nothing to divide by.
 
-    `counts`: of each micro-batch, the supervised tokens of a row, (B,). `tokens`: of each source, those of every rank in this step.
+    `counts`: of each micro-batch, the supervised tokens of its rows. `tokens`: of each source, those of every rank in this step.
     Another term of a loss than its tokens is weighted in the same way, by its own counts.
     """
     apart = recipe.mixture.draw == "every"
@@ -37,14 +35,14 @@ def weights(
         divisors = _means(made, counts, pools, counts_R)
     times = {source.name: source.loss_multiplier for source in recipe.sources}
     rows = [[(times[source], under[pools[source]]) for source in micro.sources] for micro, under in zip(made, divisors, strict=True)]
-    return [torch.tensor([multiplier / count if count else 0.0 for multiplier, count in row]) for row in rows]
+    return [[multiplier / count if count else 0.0 for multiplier, count in row] for row in rows]
 
 
 def _means(
-    made: Sequence[MicroBatch], counts: Sequence[torch.Tensor], pools: Mapping[str, str], counts_R: Mapping[str, Sequence[float]]
+    made: Sequence[MicroBatch], counts: Sequence[Sequence[int]], pools: Mapping[str, str], counts_R: Mapping[str, Sequence[float]]
 ) -> list[dict[str, float]]:
     """Of each micro-batch, whose rows are of one pool: its tokens, times this rank's micro-batches, times the ranks."""
-    mine = [(pools[micro.sources[0]], int(own.sum())) for micro, own in zip(made, counts, strict=True)]
+    mine = [(pools[micro.sources[0]], sum(own)) for micro, own in zip(made, counts, strict=True)]
     calls = Counter(pool for pool, count in mine if count)
     ranks = {pool: sum(count > 0 for count in counts) for pool, counts in counts_R.items()}
     return [{pool: count * calls[pool] * ranks[pool]} for pool, count in mine]
