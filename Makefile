@@ -13,11 +13,27 @@ demo: $(READY)
 demo-s3: $(READY)
 	@$(BIN)/python -m demo --out demo-out --s3
 
+# In parts, two side by side: most tests wait for processes, and alone they leave a core idle. The longest comes first.
+FOLDERS := $(filter-out trainer,$(notdir $(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py))))))
+PARTS := part-trainer part-types $(FOLDERS:%=part-%) part-others
+ifneq ($(filter output-sync,$(.FEATURES)),)
+  WHOLE := --output-sync=target
+endif
+
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright --threads
-	$(BIN)/python -m pytest
+	@echo "$(words $(PARTS)) parts, two side by side; each is shown when it is through"
+	@$(MAKE) --no-print-directory --keep-going -j2 $(WHOLE) $(PARTS)
+
+part-types:
+	$(BIN)/pyright
+
+part-others:
+	$(BIN)/python -m pytest $(wildcard tests/test_*.py)
+
+part-%:
+	$(BIN)/python -m pytest tests/$*
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench --write tests/bench/RESULTS.md

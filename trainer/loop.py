@@ -224,7 +224,8 @@ def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: T
             sums_BL = engine.accumulate(micro.batch, weights_BL, last=number == calls - 1)
         if mine:
             sums.append(sums_BL)
-    return _losses(engine.gather(_summed(made, weights, sums, counts)).sum(0).tolist(), counts, terms)
+    zeros = {name: [0.0] * len(terms) for name in names}
+    return _losses(engine.gather(_summed(made, weights, sums, zeros)).sum(0).tolist(), counts, terms)
 
 
 def _weights(recipe: Recipe, made: Sequence[MicroBatch], told: Told, terms: Sequence[str]) -> list[list[tuple[float, ...]]]:
@@ -237,19 +238,15 @@ def _weights(recipe: Recipe, made: Sequence[MicroBatch], told: Told, terms: Sequ
 
 
 def _summed(
-    made: Sequence[MicroBatch],
-    weights: Sequence[list[tuple[float, ...]]],
-    sums: Sequence[torch.Tensor],
-    counts: Mapping[tuple[str, str], int],
+    made: Sequence[MicroBatch], weights: Sequence[list[Any]], sums: Sequence[torch.Tensor], zeros: dict[str, list[float]]
 ) -> list[float]:
-    """This rank's part: of each source and term in the order of `counts`, then of each term as it counts. The GPU is waited for here."""
-    names = list(dict.fromkeys(name for name, _ in counts))
-    found = {name: [0.0] * (len(counts) // len(names)) for name in [*names, ""]}
+    """This rank's part: of each source and term in the order of `zeros`, then of each term as it counts. The GPU is waited for here."""
+    found, total = zeros, [0.0 for _ in next(iter(zeros.values()))]
     rows = zip(_by_row(made, [sums_BL.tolist() for sums_BL in sums]), _by_row(made, weights), strict=True)
     for (source, sums_L), (_, weights_L) in rows:
         found[source] = [old + new for old, new in zip(found[source], sums_L, strict=True)]
-        found[""] = [old + weight * new for old, weight, new in zip(found[""], weights_L, sums_L, strict=True)]
-    return [number for of_one in found.values() for number in of_one]
+        total = [old + weight * new for old, weight, new in zip(total, weights_L, sums_L, strict=True)]
+    return [number for of_one in (*found.values(), total) for number in of_one]
 
 
 @contextlib.contextmanager
