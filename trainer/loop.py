@@ -107,7 +107,7 @@ def _loader(assembly: Assembly, position: Position, engine: Engine) -> Loader[li
 def _begun(assembly: Assembly, folder: RunFolder, engine: Engine) -> Run:
     """At the start, or where the folder's checkpoint stands."""
     here = -1 if folder.checkpoint is None else checkpoint.read(folder.checkpoint).step
-    step = int(engine.gather([here])[0, 0])  # as rank 0 sees it
+    step = int(engine.gather([here])[0][0])  # as rank 0 sees it
     if step < 0:
         return Run(assembly.mixture.start())
     path = folder.path / checkpoint.FOLDER / checkpoint.name(step)
@@ -162,15 +162,15 @@ def _seed(seed: int) -> None:
 class Told:
     """What every rank told every rank about its part of a step: numbers by name, and by name and source."""
 
-    def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: torch.Tensor, counts: list[list[list[int]]]) -> None:
+    def __init__(self, names: Sequence[tuple[str, str]], numbers_RN: list[list[float]], counts: list[list[list[int]]]) -> None:
         self.counts = counts  # of this rank's micro-batches, their rows, and the terms
-        self._column: dict[tuple[str, str], list[float]] = dict(zip(names, numbers_RN.T.tolist(), strict=True))
+        self._column: dict[tuple[str, str], tuple[float, ...]] = dict(zip(names, zip(*numbers_RN, strict=True), strict=True))
 
     def sum(self, what: str, source: str = "") -> float:
         """Over the ranks."""
         return sum(self._column[what, source])
 
-    def each(self, what: str, source: str = "") -> list[float]:
+    def each(self, what: str, source: str = "") -> Sequence[float]:
         """Of every rank."""
         return self._column[what, source]
 
@@ -225,7 +225,8 @@ def backward(engine: Engine, recipe: Recipe, made: Sequence[MicroBatch], told: T
         if mine:
             sums.append(sums_BL)
     zeros = {name: [0.0] * len(terms) for name in names}
-    return _losses(engine.gather(_summed(made, weights, sums, zeros)).sum(0).tolist(), counts, terms)
+    found = engine.gather(_summed(made, weights, sums, zeros))
+    return _losses([sum(column) for column in zip(*found, strict=True)], counts, terms)
 
 
 def _weights(recipe: Recipe, made: Sequence[MicroBatch], told: Told, terms: Sequence[str]) -> list[list[tuple[float, ...]]]:

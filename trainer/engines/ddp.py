@@ -37,13 +37,13 @@ class Ddp(Single):
         with peers():
             return super().evaluate(batch)
 
-    def gather(self, numbers: Sequence[float]) -> torch.Tensor:
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """One collective of a few numbers."""
         mine = torch.tensor(list(numbers), dtype=torch.float64, device=self.recipe.device)
         found = [torch.empty_like(mine) for _ in range(self.ranks)]
         with peers():
             dist.all_gather(found, mine)
-        return torch.stack(found).cpu()
+        return torch.stack(found).tolist()
 
     def barrier(self) -> None:
         """A gather of nothing much, because a barrier of gloo has no timeout of its own."""

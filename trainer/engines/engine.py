@@ -60,8 +60,8 @@ class Engine(Protocol):
         """Each row's sum of token losses, float32 (B,), in evaluation mode and without a gradient."""
         ...
 
-    def gather(self, numbers: Sequence[float]) -> torch.Tensor:
-        """Every rank's numbers on every rank: float64 (ranks, numbers), on the CPU."""
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Every rank's numbers, on every rank. Plain ones: a tensor of a few takes longer to make than to send."""
         ...
 
     def barrier(self) -> None:

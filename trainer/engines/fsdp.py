@@ -66,7 +66,7 @@ class Fsdp(Ddp):
 
     def _norm(self, gradients: list[torch.Tensor]) -> float:
         """Every number is on one rank: squares add up."""
-        return math.sqrt(float(self.gather([super()._norm(gradients) ** 2]).sum()))
+        return math.sqrt(sum(square for (square,) in self.gather([super()._norm(gradients) ** 2])))
 
 
 def _share_out(model: Model, recipe: Recipe) -> None:

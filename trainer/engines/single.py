@@ -68,9 +68,9 @@ class Single:
         self.model.train(was_training)
         return sums_BL[:, 0]
 
-    def gather(self, numbers: Sequence[float]) -> torch.Tensor:
+    def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """One row."""
-        return torch.tensor([list(numbers)], dtype=torch.float64)
+        return [[float(number) for number in numbers]]
 
     def barrier(self) -> None:
         """Nobody to wait for."""
@@ -108,7 +108,7 @@ class Single:
 
     def _backward(self, model: nn.Module, batch: Batch, weights_BL: torch.Tensor) -> torch.Tensor:
         sums_BL = self._forward(model, batch)
-        ((sums_BL * weights_BL.to(sums_BL.device)).sum() * self.scale.value).backward()
+        (sums_BL * (weights_BL.to(sums_BL.device) * self.scale.value)).sum().backward()
         return sums_BL.detach()
 
     def _forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -51,8 +51,8 @@ class Measured(NamedTuple):
     bad: int  # damaged, or without a place in the template
 
 
-def _alone(numbers: Sequence[float]) -> torch.Tensor:
-    return torch.tensor([list(numbers)], dtype=torch.float64)
+def _alone(numbers: Sequence[float]) -> list[list[float]]:
+    return [list(numbers)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Measure:
     preprocess: Preprocess
     fit: Fit
     evaluate: Callable[[Batch], torch.Tensor]  # of trainer.engines.engine.Engine: each row's sum of token losses, (B,)
-    gather: Callable[[Sequence[float]], torch.Tensor] = _alone  # of Engine too: every rank's numbers, (ranks, numbers)
+    gather: Callable[[Sequence[float]], list[list[float]]] = _alone  # of Engine too: every rank's numbers
     rank: int = 0
     ranks: int = 1
 
@@ -77,7 +77,8 @@ class Measure:
         with ThreadPoolExecutor(max(1, self.recipe.loader.workers)) as pool:
             for part in tqdm(mine, desc=f"held out {source.name}", unit="batch", leave=False, disable=None if self.rank == 0 else True):
                 self._add(reader.counts, reader.examples(part, pool))
-        loss, tokens, records, left_out, bad = self.gather([reader.counts[key] for key in Measured._fields]).sum(0).tolist()
+        told = self.gather([reader.counts[key] for key in Measured._fields])
+        loss, tokens, records, left_out, bad = (sum(column) for column in zip(*told, strict=True))
         return Measured(loss / tokens if tokens else None, int(tokens), int(records), int(left_out), int(bad))
 
     def _add(self, counts: Counter[str], shown: Sequence[Example]) -> None:
