@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 ALIGNED = 64  # bytes: a line of the cache
@@ -81,8 +82,9 @@ class _Pickler(pickle.Pickler):
         """torch's own way copies a tensor into the pickle."""
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
-        return _tensor, (pickle.PickleBuffer(obj.contiguous().numpy().data), obj.dtype, tuple(obj.shape))
+        array = obj.contiguous().numpy()
+        return _tensor, (array.shape, array.dtype.str, pickle.PickleBuffer(array.data))
 
 
-def _tensor(memory: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.frombuffer(memory, dtype=dtype).view(shape) if len(memory) else torch.empty(shape, dtype=dtype)
+def _tensor(shape: tuple[int, ...], dtype: str, memory: memoryview) -> torch.Tensor:
+    return torch.from_numpy(np.ndarray(shape, dtype, memory))
