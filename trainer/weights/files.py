@@ -65,7 +65,9 @@ def _read(file: Path) -> Tensors:
             return safetensors.torch.load_file(file)
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RequestError(f"{file}: expected weights, found {str(error).splitlines()[0][:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        found = "a pickle of other things, which is never run, or a damaged one" if isinstance(error, pickle.UnpicklingError) else why
+        raise RequestError(f"{file}: expected weights, found {found}") from error
     stored = stored.get("model_state_dict", stored) if isinstance(stored, dict) else None  # OpenFlamingo's training checkpoints
     if stored is None or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
         raise RequestError(f"{file}: expected a table of tensors, found something else")
