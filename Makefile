@@ -13,9 +13,10 @@ demo: $(READY)
 demo-s3: $(READY)
 	@$(BIN)/python -m demo --out demo-out --s3
 
-# In parts, two side by side: most tests wait for processes, and alone they leave a core idle. The longest comes first.
-FOLDERS := $(filter-out trainer,$(notdir $(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py))))))
-PARTS := part-trainer part-types $(FOLDERS:%=part-%) part-others
+# In parts, three side by side: most tests wait for processes, and alone they leave a core idle. The longest come first.
+RANKS := tests/trainer/test_engines.py tests/trainer/test_recipes.py
+FOLDERS := $(filter-out trainer pipelines,$(notdir $(patsubst %/,%,$(sort $(dir $(wildcard tests/*/test_*.py))))))
+PARTS := part-ranks part-trainer part-pipelines part-types $(FOLDERS:%=part-%) part-others
 ifneq ($(filter output-sync,$(.FEATURES)),)
   WHOLE := --output-sync=target
 endif
@@ -23,11 +24,17 @@ endif
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@echo "$(words $(PARTS)) parts, two side by side; each is shown when it is through"
-	@$(MAKE) --no-print-directory --keep-going -j2 $(WHOLE) $(PARTS)
+	@echo "$(words $(PARTS)) parts, three side by side; each is shown when it is through"
+	@$(MAKE) --no-print-directory --keep-going -j3 $(WHOLE) $(PARTS)
 
 part-types:
 	$(BIN)/pyright
+
+part-ranks:
+	$(BIN)/python -m pytest $(RANKS)
+
+part-trainer:
+	$(BIN)/python -m pytest tests/trainer $(RANKS:%=--ignore=%)
 
 part-others:
 	$(BIN)/python -m pytest $(wildcard tests/test_*.py)
