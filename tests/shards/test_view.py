@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pipelines.__main__ import main as pipelines
 from schemas import Expression, Span, record
 from shards.__main__ import main
 from shards.place import at
+from shards.view import app
 from shards.view.runs import Run
 from shards.view.tokens import read
 from shards.view.upstream import Upstream
@@ -196,6 +198,11 @@ def test_a_record_that_is_not_there_is_said_so(page: str) -> None:
     for path in ("/record/7", "/go?to=nobody", "/key/999999-00000000", "/picture/0/2", "/picture/0/-1", "/map/0/9", "/mask/0/0"):
         status, body = get(page, path)
         assert (status, b"Traceback" in body) == (404, False), path
+
+
+def test_an_answer_is_sent_at_once() -> None:
+    with app.listen(0) as listening, socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_filter_leaves_what_passes(page: str, browser: Browser) -> None:
