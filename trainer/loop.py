@@ -181,7 +181,7 @@ class Told:
 
 def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, asked: Stop | None = None) -> Told:
     """One exchange before the first backward: it settles the number of calls and what a token counts."""
-    counts_BL = [engine.model.counts(micro.batch).tolist() for micro in step.made]
+    of_rows = [engine.model.counts(micro.batch).tolist() for micro in step.made]
     mine: dict[tuple[str, str], float] = {
         ("calls", ""): len(step.made),
         ("digest", ""): step.digest,
@@ -194,10 +194,10 @@ def _exchanged(step: Step[list[MicroBatch]], recipe: Recipe, engine: Engine, ask
         mine |= {(term, source.name): 0 for term in engine.model.terms}
         counts = step.counts.get(source.name)
         mine |= {(what, source.name): float(getattr(counts, what, 0)) for what in COUNTS}
-    for source, counts_L in _by_row(step.made, counts_BL):
+    for source, counts_L in _by_row(step.made, of_rows):
         for term, count in zip(engine.model.terms, counts_L, strict=True):
             mine[term, source] += count
-    return Told(list(mine), engine.gather(list(mine.values())), counts_BL)
+    return Told(list(mine), engine.gather(list(mine.values())), of_rows)
 
 
 def _by_row(made: Sequence[MicroBatch], numbers: Sequence[list[T]]) -> Iterator[tuple[str, T]]:
@@ -242,7 +242,7 @@ def _summed(
     made: Sequence[MicroBatch], weights: Sequence[list[Any]], sums: Sequence[torch.Tensor], zeros: dict[str, list[float]]
 ) -> list[float]:
     """This rank's part: of each source and term in the order of `zeros`, then of each term as it counts. The GPU is waited for here."""
-    found, total = zeros, [0.0 for _ in next(iter(zeros.values()))]
+    found, total = dict(zeros), [0.0 for _ in next(iter(zeros.values()))]
     rows = zip(_by_row(made, [sums_BL.tolist() for sums_BL in sums]), _by_row(made, weights), strict=True)
     for (source, sums_L), (_, weights_L) in rows:
         found[source] = [old + new for old, new in zip(found[source], sums_L, strict=True)]
