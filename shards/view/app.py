@@ -212,9 +212,8 @@ def listen(port: int) -> socket.socket:
         listening = socket.create_server((HOST, port))
     except OSError as error:
         raise RequestError(f"--port {port}: expected a free port, found {error.strerror}") from error
-    listening.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    )  # its connections have it too: else a body waits 40 ms for the head's ACK
+    # Its connections have it too. Without, a body waits 40 ms for the acknowledgement of its head.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 

@@ -27,7 +27,7 @@ from trainer.recipe import Recipe
 from trainer.text import vocabulary
 
 TURN, LEFT_OUT, TURNS, READY = 10, 3, 60, 40  # steps, and turns of each
-PICTURES = {1: "20 pictures a second, more than a 7B model takes on one GPU", 8: "the second core decodes half the time"}  # a step
+PICTURES = {1: "20 pictures a second, more than a 7B model takes on one GPU", 8: "the second core decodes most of the time"}  # a step
 MOST = 50.0  # ms a step of the bare loop
 
 
